@@ -1,0 +1,153 @@
+"""What the tests share: real server processes, and members who chat over real sockets."""
+
+import asyncio
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+
+ROOT = Path(__file__).parent.parent
+# Generous: a test waits for what it expects, and only a broken one waits this long.
+TIMEOUT = 20
+# What no log may hold: an exception, or something that was left behind.
+UNWANTED = re.compile(r"Traceback|Unclosed|never retrieved|was destroyed|Exception ignored|Warning:")
+
+
+class Server:
+    """`python server.py` as a process of its own, on a free port, with every warning an error."""
+
+    def __init__(self, log: Path, *options: str, port: int = 0) -> None:
+        self.log_path = log
+        command = [sys.executable, "-W", "error", "server.py", "--host", "127.0.0.1", "--port", str(port), *options]
+        with log.open("w") as stderr:
+            self.process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=stderr, text=True)
+        assert self.process.stdout
+        first_line = self.process.stdout.readline()
+        found = re.search(r"http://127\.0\.0\.1:(\d+)", first_line)
+        assert found, first_line + self.log
+        self.port = int(found[1])
+        self.url = f"http://127.0.0.1:{self.port}"
+
+    @property
+    def log(self) -> str:
+        return self.log_path.read_text()
+
+    def stop(self, signal_number: int = signal.SIGTERM) -> None:
+        """End the process as an operator would, and see that it leaves nothing behind."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal_number)
+        try:
+            assert self.process.wait(TIMEOUT) == 0, self.log
+        finally:
+            self.process.kill()
+            self.process.wait()
+            assert self.process.stdout
+            self.process.stdout.close()
+        assert not UNWANTED.search(self.log), self.log
+
+
+@pytest.fixture
+def start_server(tmp_path: Path) -> Iterator[Callable[..., Server]]:
+    """Start servers with `start_server(*options, port=0)`; they are stopped after the test."""
+    servers: list[Server] = []
+
+    def start(*options: str, port: int = 0) -> Server:
+        servers.append(Server(tmp_path / f"server{len(servers)}.log", *options, port=port))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        if server.process.returncode is None:
+            server.stop()
+
+
+@pytest.fixture
+def server(start_server: Callable[..., Server]) -> Server:
+    """A server process."""
+    return start_server()
+
+
+class Member:
+    """Somebody who chats: a WebSocket, and the name and room that its user has at first."""
+
+    def __init__(self, websocket: aiohttp.ClientWebSocketResponse, connecting: dict[str, Any]) -> None:
+        self.websocket = websocket
+        self.user = connecting["user"]
+        self.room = connecting["room"]
+
+    async def hear(self) -> Any:
+        """Return the next body from the server."""
+        return await self.websocket.receive_json(timeout=TIMEOUT)
+
+    async def ask(self, **body: Any) -> Any:
+        """Send a request, return the next body: the answer, where nothing else was on its way."""
+        await self.websocket.send_json(body)
+        return await self.hear()
+
+    async def hears_nothing(self) -> None:
+        """See that nothing is on its way: the next body is the answer to a question asked now."""
+        answer = await self.ask(action="user_list", room="a room that nobody is in")
+        assert answer == {"action": "user_list", "success": True, "room": "a room that nobody is in", "users": []}
+
+    async def leave(self) -> None:
+        """Say goodbye."""
+        await self.websocket.close()
+
+    def vanish(self) -> None:
+        """Break the connection, as a killed program or a lost network does."""
+        connection = self.websocket._response.connection
+        assert connection
+        assert connection.transport
+        connection.transport.abort()
+
+
+@pytest.fixture
+async def join() -> AsyncIterator[Callable[..., Awaitable[Member]]]:
+    """Let members in with `await join(url, nick="Bob", room="math")`; they are gone after the test.
+
+    Without a nick and a room, a member stays who and where the server put it. The members already there have
+    broadcasts to hear, then.
+    """
+    async with AsyncExitStack() as stack:
+        session = await stack.enter_async_context(aiohttp.ClientSession())
+
+        async def join(url: Any, nick: str | None = None, room: str | None = None) -> Member:
+            websocket = await stack.enter_async_context(session.ws_connect(f"{str(url).rstrip('/')}/chat"))
+            member = Member(websocket, await websocket.receive_json(timeout=TIMEOUT))
+            if room:
+                answer = await member.ask(action="join_room", room=room)
+                assert answer == {"action": "join_room", "success": True, "message": ""}
+                member.room = room
+            if nick:
+                answer = await member.ask(action="set_nick", nick=nick)
+                assert answer == {"action": "set_nick", "success": True, "message": ""}
+                member.user = nick
+            return member
+
+        yield join
+
+
+async def eventually(condition: Callable[[], Any]) -> None:
+    """Wait until a condition holds."""
+    async with asyncio.timeout(TIMEOUT):
+        while not condition():
+            await asyncio.sleep(0.01)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--no-skips", action="store_true", help="count a skipped test as a failure")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Any:
+    report = yield
+    if report.skipped and item.config.getoption("--no-skips") and not hasattr(report, "wasxfail"):
+        report.outcome = "failed"
+    return report

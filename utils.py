@@ -1,0 +1,170 @@
+"""What the views do with the rooms, with what clients send, and with what they are told.
+
+The rooms are one dictionary: `rooms[room][user]` is the WebSocket of a user. A room exists while somebody is in it.
+"""
+
+import asyncio
+import json
+import logging
+import random
+from collections import defaultdict
+from collections.abc import AsyncIterator, Collection
+from typing import Any
+
+from aiohttp import WSMessage, WSMsgType, web
+
+Rooms = defaultdict[str, dict[str, web.WebSocketResponse]]
+
+MAX_BACKLOG = 1024 * 1024  # bytes that a client may leave unread before it is dropped
+MAX_NAME = 32  # characters of a nickname or of a room's name
+
+# Kept on a WebSocket: its connection, and how many bytes were unsent when it was dropped.
+TRANSPORT = web.ResponseKey("transport", asyncio.Transport)
+DROPPED = web.ResponseKey("dropped", int)
+
+# What a request needs beside its action: a field, and what that field has to be.
+NAME_RULE = f"1 to {MAX_NAME} printable characters with no space at either end"
+REQUESTS = {
+    "set_nick": ("nick", NAME_RULE),
+    "join_room": ("room", NAME_RULE),
+    "chat_message": ("message", "a text that is not empty"),
+    "user_list": ("room", NAME_RULE),
+}
+
+logger = logging.getLogger("chat")
+
+
+class BadRequest(Exception):
+    """What a client sent can't be done; the text is a sentence that tells the client why."""
+
+    def __init__(self, sentence: str, action: str | None = None) -> None:
+        super().__init__(sentence)
+        self.action = action
+
+
+async def receive(websocket: web.WebSocketResponse) -> AsyncIterator[WSMessage]:
+    """Yield the text and binary messages of a client until it is gone, and answer its pings."""
+    async for message in websocket:
+        if message.type is WSMsgType.PING:
+            # aiohttp would answer by itself, but with no bound on the answers that the client does not read.
+            await send(websocket, message.data, WSMsgType.PONG)
+        elif message.type in (WSMsgType.TEXT, WSMsgType.BINARY):
+            yield message
+        # The loop never pauses while messages are waiting. This gives everyone else a turn, so that
+        # a client that sends as fast as it can holds up nobody but itself.
+        await asyncio.sleep(0)
+
+
+def read_json(message: WSMessage) -> Any:
+    """Return the JSON value in a message; raise BadRequest if there is none."""
+
+    def refuse(constant: str) -> None:
+        raise ValueError(f"{constant} is not a JSON value")  # for Python it is, for a browser it is not
+
+    if message.type is not WSMsgType.TEXT:
+        raise BadRequest("JSON goes into a text frame, not into a binary one.")
+    try:
+        return json.loads(message.data, parse_constant=refuse)
+    except (ValueError, RecursionError) as error:  # 60,000 opening brackets are a RecursionError
+        raise BadRequest(f"This can't be read as JSON: {error}.") from None
+
+
+def read_request(message: WSMessage) -> dict[str, Any]:
+    """Return the request in a message, its action and the field that goes with it checked; raise BadRequest."""
+    body: dict[str, Any] = read_json(message)
+    action = body.get("action") if isinstance(body, dict) else None
+    if not isinstance(action, str):
+        raise BadRequest(f"A request is a JSON object with an action, one of {', '.join(REQUESTS)}.")
+    if action not in REQUESTS:
+        raise BadRequest(f"There is no such action; there are {', '.join(REQUESTS)}.", action)
+    field, rule = REQUESTS[action]
+    value = body.get(field)
+    if not isinstance(value, str) or not (is_name(value) if rule is NAME_RULE else value):
+        raise BadRequest(f"{action} needs the field {field}: {rule}.", action)
+    return body
+
+
+def is_name(text: str) -> bool:
+    """Tell whether a text can be a nickname or a room's name."""
+    return 1 <= len(text) <= MAX_NAME and text.isprintable() and text == text.strip()
+
+
+def encode(body: Any) -> bytes:
+    """Return a body as JSON, in ASCII; raise BadRequest for what can't be: 1e999 is read as an infinite number."""
+    try:
+        return json.dumps(body, allow_nan=False).encode()
+    except (ValueError, RecursionError) as error:
+        raise BadRequest(f"This can't be sent back: {error}.") from None
+
+
+async def send(websocket: web.WebSocketResponse, data: bytes, opcode: WSMsgType = WSMsgType.TEXT) -> None:
+    """Hand a frame to a client's connection, and never wait for the client to read it.
+
+    What it leaves unread piles up there. A client whose backlog passes MAX_BACKLOG is dropped at once, so nobody waits
+    for it and memory stays bounded. One that is gone is passed over: its own view is about to notice.
+    """
+    try:
+        await websocket.send_frame(data, opcode)
+    except ConnectionError:
+        return
+    transport = websocket[TRANSPORT]
+    backlog = transport.get_write_buffer_size()
+    if backlog > MAX_BACKLOG:
+        websocket[DROPPED] = backlog
+        transport.abort()
+
+
+async def broadcast(rooms: Rooms, room: str, body: dict[str, Any], skip: str) -> None:
+    """Tell everyone in a room but one user, whom it is about.
+
+    As no send waits, this is one step for the event loop: nobody comes, goes or renames in the middle of it, and all
+    members see all broadcasts in one and the same order.
+    """
+    data = encode(body)
+    for user, websocket in rooms.get(room, {}).items():
+        if user != skip:
+            await send(websocket, data)
+
+
+def pick_name(taken: Collection[str]) -> str:
+    """Return a random name that is not taken."""
+    while True:
+        # The range grows with the room, so that half of it is always free.
+        name = f"User{random.randrange(1000, 10_000 + 2 * len(taken))}"
+        if name not in taken:
+            return name
+
+
+def remove_user(rooms: Rooms, room: str, user: str) -> None:
+    """Take a user out of a room, and with the last user the room."""
+    rooms[room].pop(user, None)
+    if not rooms[room]:
+        del rooms[room]
+
+
+async def change_nick(rooms: Rooms, room: str, user: str, nick: str) -> bool:
+    """Rename a user and tell the room; return False if the name is taken there."""
+    if nick in rooms[room]:
+        return False
+    rooms[room][nick] = rooms[room].pop(user)
+    logger.info("%r in %r is now %r", user, room, nick)
+    body = {"action": "nick_changed", "room": room, "from_user": user, "to_user": nick}
+    await broadcast(rooms, room, body, skip=nick)
+    return True
+
+
+async def change_room(rooms: Rooms, room: str, user: str, new_room: str) -> bool:
+    """Move a user and tell both rooms; return False if the user's name is taken in the new one."""
+    if user in retrieve_users(rooms, new_room):
+        return False
+    rooms[new_room][user] = rooms[room][user]
+    remove_user(rooms, room, user)
+    logger.info("%r went from %r to %r", user, room, new_room)
+    await broadcast(rooms, room, {"action": "left", "room": room, "user": user, "shame": False}, skip=user)
+    await broadcast(rooms, new_room, {"action": "joined", "room": new_room, "user": user}, skip=user)
+    return True
+
+
+def retrieve_users(rooms: Rooms, room: str) -> list[str]:
+    """Return the names of those in a room, without creating it."""
+    return list(rooms.get(room, {}))

@@ -29,9 +29,10 @@ class Server:
         with log.open("w") as stderr:
             self.process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=stderr, text=True)
         assert self.process.stdout
-        first_line = self.process.stdout.readline()
-        found = re.search(r"http://127\.0\.0\.1:(\d+)", first_line)
-        assert found, first_line + self.log
+        with self.process.stdout as stdout:
+            greeting = stdout.readline() + stdout.readline()
+        found = re.search(r"http://127\.0\.0\.1:(\d+)", greeting)
+        assert found, greeting + self.log
         self.port = int(found[1])
         self.url = f"http://127.0.0.1:{self.port}"
 
@@ -48,8 +49,6 @@ class Server:
         finally:
             self.process.kill()
             self.process.wait()
-            assert self.process.stdout
-            self.process.stdout.close()
         assert not UNWANTED.search(self.log), self.log
 
 
@@ -64,7 +63,7 @@ def start_server(tmp_path: Path) -> Iterator[Callable[..., Server]]:
 
     yield start
     for server in servers:
-        if server.process.returncode is None:
+        if server.process.returncode is None:  # the test has not stopped it itself
             server.stop()
 
 
@@ -137,7 +136,7 @@ async def join() -> AsyncIterator[Callable[..., Awaitable[Member]]]:
 async def eventually(condition: Callable[[], Any]) -> None:
     """Wait until a condition holds."""
     async with asyncio.timeout(TIMEOUT):
-        while not condition():
+        while not condition():  # noqa: ASYNC110 (what it waits for happens in other processes)
             await asyncio.sleep(0.01)
 
 

@@ -1,0 +1,66 @@
+"""The smallest WebSocket client that is right: it reads all the time, while it sends on a schedule.
+
+Two tasks share one connection. When either of them ends, for whatever reason, the other one ends with it.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import signal
+import sys
+
+import aiohttp
+
+INTERVAL = 15  # seconds between two messages
+MESSAGE = {"message": "Hello world!"}
+
+
+async def read(websocket: aiohttp.ClientWebSocketResponse) -> None:
+    """Print what comes back until the connection closes."""
+    async for message in websocket:
+        # !r shows strange characters as escapes, so that no server can play with the terminal.
+        print(f"< {message.data!r}", flush=True)
+
+
+async def write(websocket: aiohttp.ClientWebSocketResponse) -> None:
+    """Send the message now, and again at every interval."""
+    while True:
+        await websocket.send_json(MESSAGE)
+        print(f"> {MESSAGE!r}", flush=True)
+        await asyncio.sleep(INTERVAL)
+
+
+async def run(url: str) -> str:
+    """Talk to the server until the connection ends; return a sentence that says why it did."""
+    reason = "the server closed the connection"
+    try:
+        async with (
+            aiohttp.ClientSession() as session,
+            session.ws_connect(url, heartbeat=30) as websocket,  # the heartbeat notices a server that fell silent
+            asyncio.TaskGroup() as tasks,
+        ):
+            reader = tasks.create_task(read(websocket))
+            writer = tasks.create_task(write(websocket))
+            reader.add_done_callback(lambda _: writer.cancel())
+            writer.add_done_callback(lambda _: reader.cancel())
+    except* ConnectionResetError:
+        pass  # the writer noticed it before the reader
+    except* (aiohttp.InvalidURL, aiohttp.NonHttpUrlClientError):
+        reason = "this is not the address of a WebSocket"
+    except* (aiohttp.ClientError, OSError) as errors:
+        reason = str(errors.exceptions[0])
+    return f"{url}: {reason}."
+
+
+def main() -> None:
+    """Run until Ctrl+C, which says goodbye to the server, or until the connection ends, which is an error."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--url", default="ws://localhost:8080/echo", help="default: %(default)s")
+    url = parser.parse_args().url
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))  # SIGTERM ends it as Ctrl+C does
+    with contextlib.suppress(KeyboardInterrupt):
+        sys.exit(asyncio.run(run(url)))
+
+
+if __name__ == "__main__":
+    main()

@@ -44,15 +44,22 @@ class BadRequest(Exception):
 
 async def receive(websocket: web.WebSocketResponse) -> AsyncIterator[WSMessage]:
     """Yield the text and binary messages of a client until it is gone, and answer its pings."""
-    async for message in websocket:
-        if message.type is WSMsgType.PING:
-            # aiohttp would answer by itself, but with no bound on the answers that the client does not read.
-            await send(websocket, message.data, WSMsgType.PONG)
-        elif message.type in (WSMsgType.TEXT, WSMsgType.BINARY):
+    try:
+        async for message in websocket:
+            if message.type is WSMsgType.PING:
+                # aiohttp would answer by itself, but with no bound on the answers that the client does not read.
+                await send(websocket, message.data, WSMsgType.PONG)
+            elif message.type in (WSMsgType.TEXT, WSMsgType.BINARY):
+                yield message
+            # The loop never pauses while messages are waiting. This gives everyone else a turn, so that
+            # a client that sends as fast as it can holds up nobody but itself.
+            await asyncio.sleep(0)
+    except asyncio.CancelledError:
+        if not websocket[TRANSPORT].is_closing():
+            raise
+        # With handler_cancellation, aiohttp cancels the view of a client that hung up; what it said before counts.
+        async for message in receive(websocket):
             yield message
-        # The loop never pauses while messages are waiting. This gives everyone else a turn, so that
-        # a client that sends as fast as it can holds up nobody but itself.
-        await asyncio.sleep(0)
 
 
 def read_json(message: WSMessage) -> Any:

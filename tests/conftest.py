@@ -1,14 +1,18 @@
 """What the tests share: real server processes, and members who chat over real sockets."""
 
 import asyncio
+import contextlib
+import json
 import re
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import aiohttp
 import pytest
@@ -90,10 +94,14 @@ class Member:
         await self.websocket.send_json(body)
         return await self.hear()
 
-    async def hears_nothing(self) -> None:
-        """See that nothing is on its way: the next body is the answer to a question asked now."""
-        answer = await self.ask(action="user_list", room="a room that nobody is in")
-        assert answer == {"action": "user_list", "success": True, "room": "a room that nobody is in", "users": []}
+    async def catch_up(self) -> list[Any]:
+        """Return all that was on its way: what comes before the answer to a question asked now."""
+        room = "a room that nobody is in"
+        await self.websocket.send_json({"action": "user_list", "room": room})
+        bodies = []
+        while (body := await self.hear()) != {"action": "user_list", "success": True, "room": room, "users": []}:
+            bodies.append(body)
+        return bodies
 
     async def leave(self) -> None:
         """Say goodbye."""
@@ -111,8 +119,7 @@ class Member:
 async def join() -> AsyncIterator[Callable[..., Awaitable[Member]]]:
     """Let members in with `await join(url, nick="Bob", room="math")`; they are gone after the test.
 
-    Without a nick and a room, a member stays who and where the server put it. The members already there have
-    broadcasts to hear, then.
+    Without a nick and a room, a member stays who and where the server put it.
     """
     async with AsyncExitStack() as stack:
         session = await stack.enter_async_context(aiohttp.ClientSession())
@@ -120,17 +127,90 @@ async def join() -> AsyncIterator[Callable[..., Awaitable[Member]]]:
         async def join(url: Any, nick: str | None = None, room: str | None = None) -> Member:
             websocket = await stack.enter_async_context(session.ws_connect(f"{str(url).rstrip('/')}/chat"))
             member = Member(websocket, await websocket.receive_json(timeout=TIMEOUT))
-            if room:
-                answer = await member.ask(action="join_room", room=room)
-                assert answer == {"action": "join_room", "success": True, "message": ""}
-                member.room = room
             if nick:
                 answer = await member.ask(action="set_nick", nick=nick)
                 assert answer == {"action": "set_nick", "success": True, "message": ""}
                 member.user = nick
+            if room:
+                answer = await member.ask(action="join_room", room=room)
+                assert answer == {"action": "join_room", "success": True, "message": ""}
+                member.room = room
             return member
 
         yield join
+
+
+class RawClient:
+    """A WebSocket client of its own, on a bare socket: for what a well-behaved library would not do."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.reader = reader
+        self.writer = writer
+
+    @staticmethod
+    def frame(opcode: int, payload: bytes, *, first_bits: int = 0x80, masked: bool = True) -> bytes:
+        """Return a frame; a mask of zeros leaves the payload readable."""
+        size = len(payload)
+        if size < 126:
+            length = bytes([size | masked << 7])
+        elif size < 65536:
+            length = bytes([126 | masked << 7]) + size.to_bytes(2)
+        else:
+            length = bytes([127 | masked << 7]) + size.to_bytes(8)
+        return bytes([first_bits | opcode]) + length + (bytes(4) if masked else b"") + payload
+
+    @classmethod
+    def text(cls, **body: Any) -> bytes:
+        """Return a request as a frame."""
+        return cls.frame(1, json.dumps(body).encode())
+
+    async def next_frame(self) -> tuple[int, bytes]:
+        """Return the opcode and the payload of the next frame."""
+        async with asyncio.timeout(TIMEOUT):
+            first, size = await self.reader.readexactly(2)
+            if size > 125:
+                size = int.from_bytes(await self.reader.readexactly(2 if size == 126 else 8))
+            return first & 0x0F, await self.reader.readexactly(size)
+
+    async def hear(self) -> Any:
+        """Return the next body."""
+        opcode, payload = await self.next_frame()
+        assert opcode == 1
+        return json.loads(payload)
+
+    def vanish(self) -> None:
+        """Break the connection without a word."""
+        self.writer.transport.abort()
+
+
+@pytest.fixture
+async def connect_raw() -> AsyncIterator[Callable[..., Awaitable[RawClient]]]:
+    """Open bare sockets with `await connect_raw(url, path="/chat", receive_buffer=None)`, after the handshake."""
+    clients = []
+
+    async def connect(url: Any, path: str = "/chat", receive_buffer: int | None = None) -> RawClient:
+        address = urlsplit(str(url))
+        plain = socket.socket()
+        if receive_buffer:
+            plain.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+        plain.setblocking(False)
+        await asyncio.get_running_loop().sock_connect(plain, (address.hostname, address.port))
+        # A small limit, so that what is not read stays in the socket.
+        client = RawClient(*await asyncio.open_connection(sock=plain, limit=1024))
+        clients.append(client)
+        client.writer.write(
+            f"GET {path} HTTP/1.1\r\nHost: {address.netloc}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+            "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\nSec-WebSocket-Version: 13\r\n\r\n".encode()
+        )
+        answer = await asyncio.wait_for(client.reader.readuntil(b"\r\n\r\n"), TIMEOUT)
+        assert answer.startswith(b"HTTP/1.1 101 ")
+        return client
+
+    yield connect
+    for client in clients:
+        client.vanish()
+        with contextlib.suppress(ConnectionError):
+            await client.writer.wait_closed()
 
 
 async def eventually(condition: Callable[[], Any]) -> None:

@@ -1,0 +1,515 @@
+"""The wire protocol, row by row, over real sockets: what each one hears, whole, and what nobody may hear."""
+
+import asyncio
+import json
+import random
+import re
+import socket
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import aiohttp
+import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
+
+import server as server_module
+from server import init_app
+from tests.conftest import TIMEOUT, Member, RawClient, eventually
+
+Join = Callable[..., Awaitable[Member]]
+ConnectRaw = Callable[..., Awaitable[RawClient]]
+
+
+@pytest.fixture
+async def app() -> web.Application:
+    return await init_app()
+
+
+@pytest.fixture
+async def url(app: web.Application, aiohttp_server: Any, caplog: pytest.LogCaptureFixture) -> Any:
+    """The address of the app, served in this process; whatever happens to it, it logs no error."""
+    server: TestServer = await aiohttp_server(app)
+    yield server.make_url("/")
+    await server.close()
+    assert not [record for record in caplog.records if record.levelname in ("ERROR", "CRITICAL")]
+
+
+def succeeded(action: str, message: str = "") -> dict[str, Any]:
+    return {"action": action, "success": True, "message": message}
+
+
+def refused(action: str | None, message: str) -> dict[str, Any]:
+    return {"action": action, "success": False, "message": message}
+
+
+def joined(room: str, user: str) -> dict[str, Any]:
+    return {"action": "joined", "room": room, "user": user}
+
+
+def left(room: str, user: str, shame: bool) -> dict[str, Any]:
+    return {"action": "left", "room": room, "user": user, "shame": shame}
+
+
+def who(app: web.Application) -> dict[str, list[str]]:
+    """Return the shared dictionary, with names for the sockets."""
+    return {room: sorted(users) for room, users in app["websockets"].items()}
+
+
+# /echo
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"message": "Hello world!"}',
+        "[]",
+        "null",
+        "true",
+        "-1.5",
+        '""',
+        '"\\ud800"',
+        '{"a": [{"b": null}]}',
+        "[" * 99 + "]" * 99,
+    ],
+)
+async def test_echo_of_json(url: Any, text: str) -> None:
+    async with aiohttp.ClientSession() as session, session.ws_connect(url / "echo") as websocket:
+        await websocket.send_str(text)
+        assert await websocket.receive_json(timeout=TIMEOUT) == {"echo": json.loads(text)}
+
+
+BROKEN = ["", "nope", "{", "NaN", "-Infinity", '{"a": Infinity}', "1e999", "[" * 60_000, "1" * 6_000, "'a'", "\ufeff1"]
+
+
+@pytest.mark.parametrize("text", BROKEN)
+async def test_echo_of_what_is_no_json(url: Any, text: str) -> None:
+    async with aiohttp.ClientSession() as session, session.ws_connect(url / "echo") as websocket:
+        await websocket.send_str(text)
+        answer = await websocket.receive_json(timeout=TIMEOUT)
+        assert answer == {"error": answer["error"]}
+        assert len(answer["error"].split()) > 3
+        await websocket.send_bytes(b"1")
+        answer = await websocket.receive_json(timeout=TIMEOUT)
+        assert answer == {"error": answer["error"]}
+        await websocket.send_json("still here")
+        assert await websocket.receive_json(timeout=TIMEOUT) == {"echo": "still here"}
+
+
+# /chat: connecting
+
+
+async def test_connecting(url: Any, app: web.Application, connect_raw: ConnectRaw) -> None:
+    first = await connect_raw(url)
+    connecting = await first.hear()
+    assert connecting == {"action": "connecting", "room": "default", "user": connecting["user"]}
+    assert re.fullmatch(r"User\d+", connecting["user"])
+    second = await connect_raw(url)
+    user = (await second.hear())["user"]
+    assert user != connecting["user"]
+    assert await first.hear() == joined("default", user)
+    assert who(app) == {"default": sorted([connecting["user"], user])}
+
+
+async def test_random_name_is_tried_again_while_it_is_taken(
+    url: Any, join: Join, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    numbers = iter([1111, 1111, 1111, 2222])
+    monkeypatch.setattr(random, "randrange", lambda *_: next(numbers))
+    assert [(await join(url)).user, (await join(url)).user] == ["User1111", "User2222"]
+
+
+# /chat: requests
+
+
+async def test_set_nick(url: Any, join: Join, app: web.Application) -> None:
+    bob, carol, amy = [await join(url, nick, "math") for nick in ("Bob", "Carol", "Amy")]
+    dan = await join(url, "Dan", "art")
+    assert await carol.catch_up() == [joined("math", "Amy")]
+    assert await bob.catch_up() == [joined("math", "Carol"), joined("math", "Amy")]
+    assert await amy.ask(action="set_nick", nick="Ann") == succeeded("set_nick")
+    for member in (bob, carol):
+        assert await member.catch_up() == [
+            {"action": "nick_changed", "room": "math", "from_user": "Amy", "to_user": "Ann"}
+        ]
+    assert await amy.catch_up() == await dan.catch_up() == []
+    assert who(app) == {"math": ["Ann", "Bob", "Carol"], "art": ["Dan"]}
+
+
+@pytest.mark.parametrize("nick", ["Bob", "Amy"])
+async def test_set_nick_that_is_in_use(url: Any, join: Join, app: web.Application, nick: str) -> None:
+    amy, bob = await join(url, "Amy", "math"), await join(url, "Bob", "math")
+    await amy.catch_up()
+    assert await amy.ask(action="set_nick", nick=nick) == refused("set_nick", "Nickname is already in use")
+    assert await amy.catch_up() == await bob.catch_up() == []
+    assert who(app) == {"math": ["Amy", "Bob"]}
+
+
+async def test_nick_is_unique_in_its_room_only(url: Any, join: Join, app: web.Application) -> None:
+    await join(url, "Bob", "math")
+    await join(url, "Bob", "art")
+    assert who(app) == {"math": ["Bob"], "art": ["Bob"]}
+
+
+async def test_join_room(url: Any, join: Join, app: web.Application) -> None:
+    amy, bob = await join(url, "Amy", "math"), await join(url, "Bob", "math")
+    carol, dan = await join(url, "Carol", "art"), await join(url, "Dan", "tea")
+    await amy.catch_up()
+    assert await bob.ask(action="join_room", room="art") == succeeded("join_room")
+    assert await amy.catch_up() == [left("math", "Bob", shame=False)]
+    assert await carol.catch_up() == [joined("art", "Bob")]
+    assert await bob.catch_up() == await dan.catch_up() == []
+    assert who(app) == {"math": ["Amy"], "art": ["Bob", "Carol"], "tea": ["Dan"]}
+    assert await amy.ask(action="join_room", room="art") == succeeded("join_room")
+    assert who(app) == {"art": ["Amy", "Bob", "Carol"], "tea": ["Dan"]}
+
+
+@pytest.mark.parametrize("room", ["art", "math"])
+async def test_join_room_where_the_name_is_in_use(url: Any, join: Join, app: web.Application, room: str) -> None:
+    members = [await join(url, "Bob", "math"), await join(url, "Bob", "art")]
+    refusal = refused("join_room", "Name already in use in this room.")
+    assert await members[0].ask(action="join_room", room=room) == refusal
+    assert [await member.catch_up() for member in members] == [[], []]
+    assert who(app) == {"math": ["Bob"], "art": ["Bob"]}
+
+
+async def test_answer_comes_before_the_broadcasts_of_the_new_room(url: Any, join: Join) -> None:
+    bob, amy = await join(url, "Bob", "math"), await join(url, "Amy", "art")
+    for _ in range(50):
+        # The room talks all the time while Bob comes in.
+        for _ in range(20):
+            await amy.websocket.send_json({"action": "chat_message", "message": "again"})
+        assert await bob.ask(action="join_room", room="art") == succeeded("join_room")
+        heard = await bob.catch_up()
+        assert heard == [{"action": "chat_message", "message": "again", "user": "Amy"}] * len(heard)
+        await bob.websocket.send_json({"action": "join_room", "room": "math"})
+        while await bob.hear() != succeeded("join_room"):
+            pass
+        assert await bob.catch_up() == []
+
+
+@pytest.mark.parametrize("text", ["hi", " ", "\n", "\x1b[2J", "\ud83d", "\u202e", "0", "x" * 60_000])
+async def test_chat_message(url: Any, join: Join, text: str) -> None:
+    amy, bob, carol = [await join(url, nick, "math") for nick in ("Amy", "Bob", "Carol")]
+    dan = await join(url, "Dan", "art")
+    for member in (amy, bob):
+        await member.catch_up()
+    assert await bob.ask(action="chat_message", message=text) == succeeded("chat_message", text)
+    for member in (amy, carol):
+        assert await member.catch_up() == [{"action": "chat_message", "message": text, "user": "Bob"}]
+    assert await bob.catch_up() == await dan.catch_up() == []
+
+
+async def test_user_list(url: Any, join: Join, app: web.Application) -> None:
+    amy, bob = await join(url, "Amy", "math"), await join(url, "Bob", "math")
+    await join(url, "Carol", "art")
+    await amy.catch_up()
+    for room, users in [("math", ["Amy", "Bob"]), ("art", ["Carol"]), ("nobody here", []), ("default", [])]:
+        answer = await bob.ask(action="user_list", room=room)
+        assert sorted(answer.pop("users")) == users
+        assert answer == {"action": "user_list", "success": True, "room": room}
+    assert await amy.catch_up() == []
+    assert list(app["websockets"]) == ["math", "art"]
+
+
+async def test_extra_fields_are_ignored(url: Any, join: Join) -> None:
+    bob = await join(url, "Bob", "math")
+    assert await bob.ask(action="set_nick", nick="Rob", room=5, x=[]) == succeeded("set_nick")
+
+
+# /chat: anything else
+
+LONG = "n" * 33
+BAD_NAMES: list[Any] = [
+    "",
+    " ",
+    " x",
+    "x ",
+    LONG,
+    "a\nb",
+    "\x1b[31m",
+    "\u202ex",
+    "\ud800",
+    "a\u00a0b",
+    None,
+    5,
+    True,
+    ["x"],
+]
+BAD_REQUESTS: list[tuple[str, str | None]] = [
+    *[(text, None) for text in BROKEN if text != "1e999"],
+    *[(text, None) for text in ["[]", "5", "null", '"set_nick"', "{}", "1e999"]],
+    *[(json.dumps({"action": action, "nick": "x"}), None) for action in (None, 5, True, ["set_nick"], {"set_nick": 1})],
+    *[
+        (json.dumps({"action": action, "nick": "x"}), action)
+        for action in ("", "dance", "SET_NICK", "\x1b[2J", "\ud800")
+    ],
+    *[(json.dumps({"action": action}), action) for action in ("set_nick", "join_room", "chat_message", "user_list")],
+    *[(json.dumps({"action": "set_nick", "nick": name}), "set_nick") for name in BAD_NAMES],
+    *[(json.dumps({"action": "join_room", "room": name}), "join_room") for name in BAD_NAMES],
+    *[(json.dumps({"action": "user_list", "room": name}), "user_list") for name in BAD_NAMES],
+    *[(json.dumps({"action": "chat_message", "message": m}), "chat_message") for m in ("", None, 5, ["x"], {"x": 1})],
+]
+
+
+async def test_anything_else_is_refused(url: Any, join: Join, app: web.Application) -> None:
+    bob, amy = await join(url, "Bob", "math"), await join(url, "Amy", "math")
+    await bob.catch_up()
+    for text, action in BAD_REQUESTS:
+        await bob.websocket.send_str(text)
+        answer = await bob.hear()
+        assert answer == refused(action, answer["message"]), text[:99]
+        assert len(answer["message"].split()) > 3
+    await bob.websocket.send_bytes(b'{"action": "set_nick", "nick": "x"}')
+    answer = await bob.hear()
+    assert answer == refused(None, answer["message"])
+    assert await bob.catch_up() == await amy.catch_up() == []
+    assert who(app) == {"math": ["Amy", "Bob"]}
+
+
+@pytest.mark.parametrize(
+    "name", ["x", "n" * 32, "\N{GRINNING FACE}" * 32, "a b", "<b>", "é", "../../etc/passwd", "日本"]
+)
+async def test_names_within_the_limits(url: Any, join: Join, app: web.Application, name: str) -> None:
+    bob = await join(url, name, name)
+    assert await bob.catch_up() == []
+    assert who(app) == {name: [name]}
+
+
+@pytest.mark.parametrize("path", ["/echo", "/chat"])
+async def test_frame_of_64_kib_and_a_larger_one(url: Any, join: Join, connect_raw: ConnectRaw, path: str) -> None:
+    witness = await join(url)
+    raw = await connect_raw(url, path)
+    text = '"' + "x" * (64 * 1024 - 2) + '"'
+    raw.writer.write(raw.frame(1, text.encode()))
+    if path == "/echo":
+        assert await raw.hear() == {"echo": json.loads(text)}
+    else:
+        user = (await raw.hear())["user"]
+        assert (await raw.hear())["success"] is False
+    raw.writer.write(raw.frame(1, text.encode() + b" "))
+    opcode, payload = await raw.next_frame()
+    assert (opcode, int.from_bytes(payload[:2])) == (8, 1009)
+    if path == "/chat":
+        assert await witness.hear() == joined("default", user)
+        assert await witness.hear() == left("default", user, shame=True)
+    assert await witness.catch_up() == []
+
+
+BROKEN_FRAMES = [
+    (RawClient.frame(1, b"\xff\xfe"), 1007),
+    (RawClient.frame(1, b"\xed\xa0\x80"), 1007),
+    (RawClient.frame(3, b"reserved opcode"), 1002),
+    (RawClient.frame(1, b"reserved bits", first_bits=0xF0), 1002),
+    (RawClient.frame(0, b"continues nothing"), 1002),
+    (RawClient.frame(9, b"x" * 126), 1002),
+    (RawClient.frame(9, b"a ping in parts", first_bits=0), 1002),
+    (RawClient.frame(8, b"\x03"), 1002),
+    (RawClient.frame(8, (999).to_bytes(2)), 1002),
+    (RawClient.frame(1, b"compressed", first_bits=0xC0), 1002),
+]
+
+
+@pytest.mark.parametrize(("data", "close_code"), BROKEN_FRAMES)
+async def test_broken_frames(url: Any, join: Join, connect_raw: ConnectRaw, data: bytes, close_code: int) -> None:
+    witness, raw = await join(url), await connect_raw(url)
+    user = (await raw.hear())["user"]
+    raw.writer.write(data)
+    opcode, payload = await raw.next_frame()
+    assert (opcode, int.from_bytes(payload[:2])) == (8, close_code)
+    assert [await witness.hear(), await witness.hear()] == [joined("default", user), left("default", user, shame=True)]
+    assert await witness.catch_up() == []
+
+
+async def test_message_in_parts_with_a_ping_between(url: Any, connect_raw: ConnectRaw) -> None:
+    raw = await connect_raw(url, "/echo")
+    raw.writer.write(raw.frame(1, b'["a', first_bits=0) + raw.frame(9, b"are you there") + raw.frame(0, b'b"]'))
+    assert await raw.next_frame() == (10, b"are you there")
+    assert await raw.hear() == {"echo": ["ab"]}
+
+
+# /chat: leaving
+
+CLOSE_PAYLOADS = [b"", *[code.to_bytes(2) for code in (1000, 1001, 1003, 1006, 1011, 3000, 4999)], b"\x03\xe8" + b"bye"]
+
+
+@pytest.mark.parametrize("payload", CLOSE_PAYLOADS)
+@pytest.mark.parametrize("said_before", [0, 1, 20])
+async def test_goodbye(url: Any, join: Join, connect_raw: ConnectRaw, payload: bytes, said_before: int) -> None:
+    witness, raw = await join(url), await connect_raw(url)
+    user = (await raw.hear())["user"]
+    said = [raw.text(action="chat_message", message=str(number)) for number in range(said_before)]
+    raw.writer.write(b"".join([*said, raw.frame(8, payload)]))
+    # It may hang up at once: what it said has arrived, and the goodbye counts.
+    raw.writer.close()
+    assert await witness.hear() == joined("default", user)
+    for number in range(said_before):
+        assert await witness.hear() == {"action": "chat_message", "message": str(number), "user": user}
+    assert await witness.hear() == left("default", user, shame=False)
+    assert await witness.catch_up() == []
+
+
+async def test_goodbye_is_answered(url: Any, connect_raw: ConnectRaw) -> None:
+    for path in ("/chat", "/echo"):
+        raw = await connect_raw(url, path)
+        if path == "/chat":
+            await raw.hear()
+        raw.writer.write(raw.frame(8, (1000).to_bytes(2)))
+        opcode, payload = await raw.next_frame()
+        assert (opcode, int.from_bytes(payload[:2])) == (8, 1000)
+        assert await asyncio.wait_for(raw.reader.read(), TIMEOUT) == b""
+
+
+@pytest.mark.parametrize("how", ["reset", "end of file"])
+async def test_no_goodbye(url: Any, join: Join, app: web.Application, connect_raw: ConnectRaw, how: str) -> None:
+    witness, raw = await join(url), await connect_raw(url)
+    user = (await raw.hear())["user"]
+    if how == "reset":
+        raw.vanish()
+    else:
+        raw.writer.write_eof()
+    assert [await witness.hear(), await witness.hear()] == [joined("default", user), left("default", user, shame=True)]
+    assert await witness.catch_up() == []
+    assert who(app) == {"default": [witness.user]}
+
+
+async def test_client_that_does_not_answer_a_ping(
+    url: Any, join: Join, connect_raw: ConnectRaw, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    witness = await join(url)
+    monkeypatch.setattr(server_module, "HEARTBEAT", 0.1)
+    raw = await connect_raw(url)
+    user = (await raw.hear())["user"]
+    assert await raw.next_frame() == (9, b"")
+    assert [await witness.hear(), await witness.hear()] == [joined("default", user), left("default", user, shame=True)]
+
+
+async def test_client_that_answers_pings_stays(
+    url: Any, connect_raw: ConnectRaw, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server_module, "HEARTBEAT", 0.1)
+    raw = await connect_raw(url, "/echo")
+    for _ in range(5):
+        assert await raw.next_frame() == (9, b"")
+        raw.writer.write(raw.frame(10, b""))
+    raw.writer.write(raw.frame(1, b"1"))
+    opcode, payload = await raw.next_frame()
+    while opcode == 9:
+        opcode, payload = await raw.next_frame()
+    assert json.loads(payload) == {"echo": 1}
+
+
+# The handshake
+
+
+@pytest.mark.parametrize("path", ["echo", "chat"])
+async def test_plain_get(url: Any, path: str) -> None:
+    async with aiohttp.ClientSession() as session, session.get(url / path) as response:
+        assert (response.status, response.reason) == (426, "Upgrade Required")
+        assert response.headers["Upgrade"] == "websocket"
+        assert len((await response.text()).split()) > 3
+
+
+@pytest.mark.parametrize("path", ["echo", "chat"])
+@pytest.mark.parametrize(
+    "origin", ["http://evil.example", "null", "https://127.0.0.1", "http://127.0.0.1:1", "http://"]
+)
+async def test_page_of_another_origin(url: Any, app: web.Application, path: str, origin: str) -> None:
+    async with aiohttp.ClientSession() as session:
+        with pytest.raises(aiohttp.WSServerHandshakeError) as caught:
+            await session.ws_connect(url / path, origin=origin)
+        assert caught.value.status == 403
+        upgrade = {"Upgrade": "websocket", "Connection": "Upgrade", "Origin": origin, "Sec-WebSocket-Version": "13"}
+        async with session.get(url / path, headers=upgrade | {"Sec-WebSocket-Key": "A" * 22 + "=="}) as response:
+            assert response.status == 403
+            assert f"--allow-origin {origin}" in await response.text()
+    assert who(app) == {}
+
+
+async def test_pages_of_this_host_and_of_allowed_origins(aiohttp_server: Any) -> None:
+    app = await init_app(["--allow-origin", "https://one.example", "--allow-origin", "https://Two.example:8443/"])
+    url = (await aiohttp_server(app)).make_url("/")
+    host = f"{url.host}:{url.port}"
+    allowed = [f"http://{host}", f"https://{host}", "https://one.example", "https://two.example:8443", None]
+    async with aiohttp.ClientSession() as session:
+        for origin in allowed:
+            async with session.ws_connect(url / "echo", origin=origin) as websocket:
+                await websocket.send_json(origin)
+                assert await websocket.receive_json(timeout=TIMEOUT) == {"echo": origin}
+        for origin in ("http://one.example", "https://one.example:444", "https://two.example"):
+            with pytest.raises(aiohttp.WSServerHandshakeError):
+                await session.ws_connect(url / "echo", origin=origin)
+
+
+HANDSHAKE = (
+    "GET /chat HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+    "Sec-WebSocket-Key: {}\r\nSec-WebSocket-Version: {}\r\n\r\n"
+)
+
+
+@pytest.mark.parametrize(
+    ("key", "version"), [("\xff" * 24, "13"), ("", "13"), ("short", "13"), ("A" * 22 + "==", "99")]
+)
+async def test_handshake_that_is_none(url: Any, app: web.Application, key: str, version: str) -> None:
+    reader, writer = await asyncio.open_connection(url.host, url.port)
+    writer.write(HANDSHAKE.format(key, version).encode("latin-1"))
+    status = await asyncio.wait_for(reader.readline(), TIMEOUT)
+    assert status.startswith((b"HTTP/1.1 426 ", b"HTTP/1.1 400 "))
+    writer.close()
+    await writer.wait_closed()
+    assert who(app) == {}
+
+
+async def test_clients_that_vanish_during_the_handshake(url: Any, join: Join, app: web.Application) -> None:
+    witness = await join(url)
+    handshake = HANDSHAKE.format("A" * 22 + "==", 13).encode()
+    for number in range(200):
+        _, writer = await asyncio.open_connection(url.host, url.port)
+        writer.write(handshake)
+        if number % 2:
+            linger = writer.get_extra_info("socket").setsockopt
+            linger(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")  # closing resets the connection
+        writer.close()
+        await writer.wait_closed()
+    await eventually(lambda: who(app) == {"default": [witness.user]})
+    heard = await witness.catch_up()
+    users = [body["user"] for body in heard if body["action"] == "joined"]
+    assert sorted(body["user"] for body in heard if body == left("default", body["user"], shame=True)) == sorted(users)
+
+
+# All together
+
+
+async def test_one_order_for_a_room(url: Any, join: Join) -> None:
+    members = [await join(url, f"member {number}", "math") for number in range(8)]
+    for member in members:
+        await member.catch_up()
+
+    async def talk(member: Member) -> None:
+        for number in range(100):
+            await member.websocket.send_json({"action": "chat_message", "message": f"{number} of {member.user}"})
+
+    async def listen(member: Member) -> list[str]:
+        """Return the messages in the order in which this member learns of them, its own included."""
+        return [(await member.hear())["message"] for _ in range(800)]
+
+    talking = asyncio.gather(*map(talk, members))
+    orders = await asyncio.gather(*map(listen, members))
+    await talking
+    assert sorted(orders[0]) == sorted(f"{number} of member {member}" for number in range(100) for member in range(8))
+    assert all(order == orders[0] for order in orders)
+
+
+async def test_nothing_remains_of_rooms_that_are_empty(url: Any, join: Join, app: web.Application) -> None:
+    bob = await join(url, "Bob", "math")
+    for start in range(0, 10_000, 1000):
+        for number in range(start, start + 1000):
+            await bob.websocket.send_json({"action": "join_room", "room": f"room {number}"})
+            await bob.websocket.send_json({"action": "user_list", "room": f"other room {number}"})
+        for number in range(start, start + 1000):
+            assert await bob.hear() == succeeded("join_room")
+            users = {"action": "user_list", "success": True, "room": f"other room {number}", "users": []}
+            assert await bob.hear() == users
+    assert who(app) == {"room 9999": ["Bob"]}
+    await bob.leave()
+    await eventually(lambda: not app["websockets"])

@@ -114,9 +114,10 @@ class Chat:
 
     async def show_users(self, room: str) -> None:
         """Show who is in a room."""
-        if answer := await self.ask({"action": "user_list", "room": room}):
-            users = ", ".join(map(str, answer.get("users", []))) or "nobody"
-            await self.terminal.show(f"* In {room}: {users}", NOTICE)
+        match await self.ask({"action": "user_list", "room": room}):
+            case {"users": list(users)}:
+                names = ", ".join(map(str, users)) or "nobody"
+                await self.terminal.show(f"* In {room}: {names}", NOTICE)
 
     async def say(self, text: str) -> None:
         """Say something in the room; where nobody sees it being typed, show it as well."""
@@ -142,7 +143,8 @@ class Chat:
     async def next_answer(self) -> dict[str, Any] | None:
         """Wait for the server; return None if that takes too long."""
         with contextlib.suppress(TimeoutError):
-            return await asyncio.wait_for(self.answer, ANSWER_TIMEOUT)
+            async with asyncio.timeout(ANSWER_TIMEOUT):
+                return await self.answer
         return None
 
 

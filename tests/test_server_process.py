@@ -5,6 +5,7 @@ import importlib.util
 import re
 import signal
 import socket
+import struct
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable
@@ -82,6 +83,32 @@ async def test_goodbye_counts_even_if_the_client_hangs_up_at_once(
     for number in range(said_before):
         assert await witness.hear() == {"action": "chat_message", "message": str(number), "user": user}
     assert await witness.hear() == {"action": "left", "room": "default", "user": user, "shame": False}
+
+
+async def test_clients_that_vanish_during_the_handshake(server: Server, join: Join) -> None:
+    """Some are gone before they are answered, others before they are welcomed: neither leaves a trace in the log."""
+    witness = await join(server.url)
+    handshake = (
+        b"GET /chat HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+        b"Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\nSec-WebSocket-Version: 13\r\n\r\n"
+    )
+    for number in range(300):
+        with socket.create_connection(("127.0.0.1", server.port)) as plain:
+            plain.sendall(handshake)
+            if number % 2:  # closing resets the connection
+                plain.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    heard = []
+    async with asyncio.timeout(TIMEOUT):
+        users: list[str] = []
+        while users != [witness.user]:
+            await witness.websocket.send_json({"action": "user_list", "room": "default"})
+            while "users" not in (body := await witness.hear()):
+                heard.append(body)
+            users = body["users"]
+    joined = sorted(body["user"] for body in heard if body["action"] == "joined")
+    left = sorted(body["user"] for body in heard if body["action"] == "left" and body["shame"])
+    assert joined == left
+    server.stop()  # which looks at the log
 
 
 COMMANDS = {
@@ -201,14 +228,13 @@ async def test_shutdown(server: Server, join: Join, connect_raw: ConnectRaw, sig
     server.process.send_signal(signal_number)
 
     async def end(member: Member) -> int | None:
-        async for _ in member.websocket:
-            pass
+        assert [message async for message in member.websocket] == [], "nobody is told who goes"
         return member.websocket.close_code
 
     assert await asyncio.wait_for(asyncio.gather(*map(end, room)), TIMEOUT) == [1001] * 50
     opcode, payload = await echo.next_frame()
     assert (opcode, int.from_bytes(payload[:2])) == (8, 1001)
     # Two seconds are what a client gets; the rest is patience with a busy machine.
-    assert await asyncio.to_thread(server.process.wait, TIMEOUT) == 0
+    assert await asyncio.to_thread(server.process.wait, 8) == 0
     assert "goodbye" not in server.log
     server.stop()

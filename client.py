@@ -266,7 +266,8 @@ def main() -> None:
     arguments = parser.parse_args()
     if not (sys.stdin and sys.stdout):
         sys.exit("The chat needs a standard input and output; /dev/null will do.")
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))  # SIGTERM ends it as Ctrl+C does
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background of a shell script, it is ignored
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))  # ends it as Ctrl+C does
     with contextlib.suppress(KeyboardInterrupt):
         sys.exit(asyncio.run(run(arguments)))
 

@@ -57,7 +57,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--url", default="ws://localhost:8080/echo", help="default: %(default)s")
     url = parser.parse_args().url
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))  # SIGTERM ends it as Ctrl+C does
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background of a shell script, it is ignored
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))  # ends it as Ctrl+C does
     with contextlib.suppress(KeyboardInterrupt):
         sys.exit(asyncio.run(run(url)))
 

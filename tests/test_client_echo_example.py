@@ -1,8 +1,11 @@
 """The echo example, run as a process against a real server, and against servers that misbehave."""
 
 import asyncio
+import os
+import shutil
 import signal
 import sys
+import tempfile
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -35,16 +38,23 @@ class Run:
 
 
 @asynccontextmanager
-async def run_example(url: str) -> AsyncIterator[Run]:
-    command = ["-W", "error", "client_echo_example.py", "--url", url]
-    pipe = asyncio.subprocess.PIPE
-    process = await asyncio.create_subprocess_exec(sys.executable, *command, cwd=ROOT, stdout=pipe, stderr=pipe)
-    try:
-        yield Run(process)
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.communicate()
+async def run_example(url: str, shell: str = "") -> AsyncIterator[Run]:
+    """Run the example, in a directory where nothing of the project is near; a shell may prepare something before."""
+    with tempfile.TemporaryDirectory() as directory:
+        script = shutil.copy(ROOT / "client_echo_example.py", directory)
+        command = ["sh", "-c", f'{shell} exec "$@"', "sh", sys.executable, "-W", "error", script, "--url", url]
+        pipe = asyncio.subprocess.PIPE
+        # No PYTHONUNBUFFERED, which would hide a print that lacks its flush.
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+        process = await asyncio.create_subprocess_exec(
+            *command, cwd=directory, env=environment, stdout=pipe, stderr=pipe
+        )
+        try:
+            yield Run(process)
+        finally:
+            if process.returncode is None:
+                process.kill()
+                await process.communicate()
 
 
 async def test_prints_what_it_sends_and_what_comes_back(server: Server) -> None:
@@ -66,8 +76,10 @@ async def test_sends_again_at_every_interval(server: Server, monkeypatch: pytest
     assert await ending == f"{server.url}/echo: the server closed the connection."
 
 
-@pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGTERM])
-async def test_says_goodbye(aiohttp_server: Any, signal_number: signal.Signals) -> None:
+@pytest.mark.parametrize(
+    ("signal_number", "shell"), [(signal.SIGINT, ""), (signal.SIGTERM, ""), (signal.SIGTERM, "trap '' INT;")]
+)
+async def test_says_goodbye(aiohttp_server: Any, signal_number: signal.Signals, shell: str) -> None:
     close_codes = []
 
     async def view(request: web.Request) -> web.WebSocketResponse:
@@ -81,7 +93,7 @@ async def test_says_goodbye(aiohttp_server: Any, signal_number: signal.Signals) 
     app = web.Application()
     app.router.add_get("/", view)
     server = await aiohttp_server(app)
-    async with run_example(str(server.make_url("/"))) as example:
+    async with run_example(str(server.make_url("/")), shell) as example:
         assert await example.line() == SENT
         example.process.send_signal(signal_number)
         assert await example.end() == (0, b"", "")

@@ -56,6 +56,8 @@ async def ws_echo(request: web.Request) -> web.WebSocketResponse:
             except BadRequest as error:
                 answer = encode({"error": str(error)})
             await send(websocket, answer)
+        if DROPPED in websocket:
+            logger.warning("Dropped %s, of /echo, as too slow: %d bytes unsent", request.remote, websocket[DROPPED])
     return websocket
 
 

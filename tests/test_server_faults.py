@@ -118,6 +118,8 @@ async def test_echo_that_is_never_read(server: Server, connect_raw: ConnectRaw) 
     while not raw.writer.transport.is_closing():
         raw.writer.write(raw.frame(1, b'"' + b"x" * 10_000 + b'"') * 10)
         await asyncio.sleep(0.001)
+    await eventually(lambda: drops(server))
+    assert re.fullmatch(r"Dropped 127\.0\.0\.1, of /echo, as too slow: \d+ bytes unsent", "".join(drops(server)))
     assert peak_memory(server) - before < 16 * MEBIBYTE
 
 

@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -115,9 +115,9 @@ class Member:
         connection.transport.abort()
 
 
-@pytest.fixture
-async def join() -> AsyncIterator[Callable[..., Awaitable[Member]]]:
-    """Let members in with `await join(url, nick="Bob", room="math")`; they are gone after the test.
+@asynccontextmanager
+async def members() -> AsyncIterator[Callable[..., Awaitable[Member]]]:
+    """Let members in with `await join(url, nick="Bob", room="math")`; they are gone in the end.
 
     Without a nick and a room, a member stays who and where the server put it.
     """
@@ -137,6 +137,13 @@ async def join() -> AsyncIterator[Callable[..., Awaitable[Member]]]:
                 member.room = room
             return member
 
+        yield join
+
+
+@pytest.fixture
+async def join() -> AsyncIterator[Callable[..., Awaitable[Member]]]:
+    """Let members in with `await join(url, nick="Bob", room="math")`; see members()."""
+    async with members() as join:
         yield join
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import inspect
 import json
 import os
 import re
@@ -21,9 +20,7 @@ import pytest
 import pytest_asyncio
 
 from server import MAX_MESSAGE, PAGE_HEADERS, STATIC
-
-from . import conftest
-from .conftest import TIMEOUT, Member, Server
+from tests.conftest import TIMEOUT, Member, Server, members
 
 with contextlib.suppress(ImportError):  # the browser skips a test then
     from playwright.async_api import Browser, Locator, Page, Route, WebSocketRoute, async_playwright, expect
@@ -76,7 +73,7 @@ async def browser() -> AsyncIterator[Browser]:
 @pytest_asyncio.fixture(loop_scope="module")
 async def join() -> AsyncIterator[Join]:
     """The fixture of conftest.py, in the event loop of the browser."""
-    async with contextlib.asynccontextmanager(inspect.unwrap(conftest.join))() as join:
+    async with members() as join:
         yield join
 
 

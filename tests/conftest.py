@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -29,6 +30,7 @@ class Server:
 
     def __init__(self, log: Path, *options: str, port: int = 0) -> None:
         self.log_path = log
+        self.read_before = 0  # characters of the log that belong to other tests
         command = [sys.executable, "-W", "error", "server.py", "--host", "127.0.0.1", "--port", str(port), *options]
         with log.open("w") as stderr:
             self.process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=stderr, text=True)
@@ -42,7 +44,12 @@ class Server:
 
     @property
     def log(self) -> str:
-        return self.log_path.read_text()
+        """What it has logged since the test began."""
+        return self.log_path.read_text()[self.read_before :]
+
+    def is_empty(self) -> bool:
+        """Tell from the log whether all who have joined have left."""
+        return self.log.count(" joined ") == self.log.count(" left ")
 
     def stop(self, signal_number: int = signal.SIGTERM) -> None:
         """End the process as an operator would, and see that it leaves nothing behind."""
@@ -71,10 +78,31 @@ def start_server(tmp_path: Path) -> Iterator[Callable[..., Server]]:
             server.stop()
 
 
+@pytest.fixture(scope="session")
+def running_server() -> Iterator[list[Server]]:
+    """The server process of the tests that share one, if it is running."""
+    servers: list[Server] = []
+    yield servers
+    for server in servers:
+        server.stop()
+
+
 @pytest.fixture
-def server(start_server: Callable[..., Server]) -> Server:
-    """A server process."""
-    return start_server()
+def server(running_server: list[Server], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server process with nobody in it. To start one takes longer than most tests, so the next test gets it, too."""
+    if not running_server:
+        running_server.append(Server(tmp_path_factory.mktemp("server") / "log"))
+    (server,) = running_server
+    server.read_before += len(server.log)
+    yield server
+    if server.process.returncode is None:
+        deadline = time.monotonic() + TIMEOUT
+        while not server.is_empty() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert server.is_empty(), server.log
+        assert not UNWANTED.search(server.log), server.log
+    else:
+        running_server.clear()  # the test has stopped it
 
 
 class Member:

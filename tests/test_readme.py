@@ -1,6 +1,7 @@
 """What the README shows is true: snippets run, bodies are what the server sends, commands and links exist."""
 
 import asyncio
+import functools
 import json
 import os
 import re
@@ -171,6 +172,13 @@ def test_first_two_commands() -> None:
     assert COMMANDS[:2] == ["pip install uv && uv run server.py", "pip install uv && uv run pytest"]
 
 
+@functools.cache
+def output_of(*arguments: str) -> str:
+    """Return what Python prints for these arguments; asked for only once, as some take their time."""
+    command = [sys.executable, *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=TIMEOUT, check=True).stdout
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_commands_exist(command: str) -> None:
     """The scripts, modules, groups and options that a command names are there."""
@@ -197,9 +205,7 @@ def test_commands_exist(command: str) -> None:
         arguments = ["-m", words[0], "--help"]
     if words[0] == "gunicorn":
         pytest.importorskip("gunicorn", reason="gunicorn comes with `uv run --group bench pytest`")
-    shown = subprocess.run(
-        [sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=TIMEOUT, check=True
-    ).stdout
+    shown = output_of(*arguments)
     for word in words:
         if word.startswith("-") and word not in ("-m", "--help"):
             assert re.search(rf"(?<![\w-]){word}(?![\w-])", shown), word

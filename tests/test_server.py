@@ -408,8 +408,11 @@ async def test_client_that_answers_pings_stays(
 
 
 @pytest.fixture
-async def stalled(url: Any, app: web.Application, connect_raw: ConnectRaw) -> tuple[RawClient, asyncio.Transport]:
+async def stalled(
+    url: Any, app: web.Application, connect_raw: ConnectRaw, monkeypatch: pytest.MonkeyPatch
+) -> tuple[RawClient, asyncio.Transport]:
     """A member with half a megabyte of unread confirmations, and the server's end of its connection."""
+    monkeypatch.setattr(server_module, "CLOSE_TIMEOUT", 0.2)
     raw = await connect_raw(url, receive_buffer=4096)
     user = (await raw.hear())["user"]
     raw.writer.transport.pause_reading()  # type: ignore[attr-defined]

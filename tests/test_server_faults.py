@@ -18,6 +18,12 @@ ConnectRaw = Callable[..., Awaitable[RawClient]]
 MEBIBYTE = 1024 * 1024
 
 
+@pytest.fixture
+def server(start_server: Callable[..., Server]) -> Server:
+    """A server of one's own, because it is measured."""
+    return start_server()
+
+
 def peak_memory(server: Server) -> int:
     """Return the most memory that the server has had so far, in bytes; 0 on a system that does not tell."""
     status = Path(f"/proc/{server.process.pid}/status")

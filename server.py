@@ -13,7 +13,7 @@ from pathlib import Path
 
 from aiohttp import WSCloseCode, web
 
-from utils import DROPPED, TRANSPORT, BadRequest, Rooms, broadcast, change_nick, change_room, encode, pick_name
+from utils import BadRequest, ClientSocket, Rooms, broadcast, change_nick, change_room, encode, pick_name
 from utils import read_json, read_request, receive, remove_user, retrieve_users, send
 
 MAX_MESSAGE = 64 * 1024  # bytes of a message from a client; a larger one ends the connection
@@ -55,9 +55,9 @@ async def ws_echo(request: web.Request) -> web.WebSocketResponse:
                 answer = encode({"echo": read_json(message)})
             except BadRequest as error:
                 answer = encode({"error": str(error)})
-            await send(websocket, answer)
-        if DROPPED in websocket:
-            logger.warning("Dropped %s, of /echo, as too slow: %d bytes unsent", request.remote, websocket[DROPPED])
+            send(websocket, answer)
+        if websocket.dropped:
+            logger.warning("Dropped %s, of /echo, as too slow: %d bytes unsent", request.remote, websocket.dropped)
     return websocket
 
 
@@ -70,24 +70,24 @@ async def ws_chat(request: web.Request) -> web.WebSocketResponse:
         rooms[room][user] = websocket
         try:
             logger.info("%r joined %r", user, room)
-            await send(websocket, encode({"action": "connecting", "room": room, "user": user}))
-            await broadcast(rooms, room, {"action": "joined", "room": room, "user": user}, skip=user)
+            send(websocket, encode({"action": "connecting", "room": room, "user": user}))
+            broadcast(rooms, room, {"action": "joined", "room": room, "user": user}, skip=user)
             async for message in receive(websocket):
                 try:
                     body = read_request(message)
                 except BadRequest as error:
                     refusal = {"action": error.action, "success": False, "message": str(error)}
-                    await send(websocket, encode(refusal))
+                    send(websocket, encode(refusal))
                     continue
                 answer = {"action": body["action"], "success": True, "message": ""}
                 match body:
                     case {"action": "set_nick", "nick": nick}:
-                        if await change_nick(rooms, room, user, nick):
+                        if change_nick(rooms, room, user, nick):
                             user = nick
                         else:
                             answer |= {"success": False, "message": "Nickname is already in use"}
                     case {"action": "join_room", "room": new_room}:
-                        if await change_room(rooms, room, user, new_room):
+                        if change_room(rooms, room, user, new_room):
                             room = new_room
                         else:
                             answer |= {"success": False, "message": "Name already in use in this room."}
@@ -95,20 +95,20 @@ async def ws_chat(request: web.Request) -> web.WebSocketResponse:
                         answer["message"] = text
                         logger.debug("%r in %r says %r", user, room, text)
                         said = {"action": "chat_message", "message": text, "user": user}
-                        await broadcast(rooms, room, said, skip=user)
+                        broadcast(rooms, room, said, skip=user)
                     case {"action": "user_list", "room": asked}:
                         users = retrieve_users(rooms, asked)
                         answer = {"action": "user_list", "success": True, "room": asked, "users": users}
-                await send(websocket, encode(answer))
+                send(websocket, encode(answer))
         finally:
             # A close frame from the client leaves our side open (autoclose=False). If that is closed by now,
             # the connection broke or had to be ended: nobody said goodbye.
             shame = websocket.closed
             remove_user(rooms, room, user)
-            if DROPPED in websocket:
-                logger.warning("Dropped %r in %r as too slow: %d bytes unsent", user, room, websocket[DROPPED])
+            if websocket.dropped:
+                logger.warning("Dropped %r in %r as too slow: %d bytes unsent", user, room, websocket.dropped)
             logger.info("%r left %r%s", user, room, " without a goodbye" if shame else "")
-            await broadcast(rooms, room, {"action": "left", "room": room, "user": user, "shame": shame}, skip=user)
+            broadcast(rooms, room, {"action": "left", "room": room, "user": user, "shame": shame}, skip=user)
     return websocket
 
 
@@ -118,19 +118,18 @@ async def page(request: web.Request) -> web.FileResponse:
 
 
 @asynccontextmanager
-async def open_websocket(request: web.Request) -> AsyncIterator[web.WebSocketResponse]:
+async def open_websocket(request: web.Request) -> AsyncIterator[ClientSocket]:
     """Answer a handshake with a WebSocket, and see to it that the connection is gone in the end.
 
     Raise HTTPUpgradeRequired for a request that is no handshake, HTTPForbidden for a page of another site.
     """
-    websocket = web.WebSocketResponse(
+    websocket = ClientSocket(
         heartbeat=HEARTBEAT,
         timeout=CLOSE_TIMEOUT,
         max_msg_size=MAX_MESSAGE + 1,  # aiohttp refuses messages of this size, too
         autoping=False,  # receive() answers pings
         autoclose=False,  # a view can tell a close frame from a broken connection
         compress=False,  # a browser's connection takes 16 KiB of memory, with compression 168
-        writer_limit=sys.maxsize,  # sending never waits; send() bounds the backlog
     )
     try:
         if not websocket.can_prepare(request):
@@ -142,7 +141,7 @@ async def open_websocket(request: web.Request) -> AsyncIterator[web.WebSocketRes
             raise ConnectionResetError
     except (ConnectionError, ValueError):  # the client is gone already, or its key is not even ASCII
         raise web.HTTPBadRequest(text="This handshake failed.") from None
-    websocket[TRANSPORT] = transport
+    websocket.transport, websocket.dropped = transport, 0
     tasks, task = request.app[VIEW_TASKS], asyncio.current_task()
     assert task  # a view always runs in one
     tasks.add(task)

@@ -16,7 +16,7 @@ from aiohttp.test_utils import TestServer
 import server as server_module
 from server import init_app
 from tests.conftest import TIMEOUT, Member, RawClient, eventually
-from utils import MAX_BACKLOG, TRANSPORT
+from utils import MAX_BACKLOG
 
 Join = Callable[..., Awaitable[Member]]
 ConnectRaw = Callable[..., Awaitable[RawClient]]
@@ -416,7 +416,7 @@ async def stalled(
     raw = await connect_raw(url, receive_buffer=4096)
     user = (await raw.hear())["user"]
     raw.writer.transport.pause_reading()  # type: ignore[attr-defined]
-    transport = app["websockets"]["default"][user][TRANSPORT]
+    transport = app["websockets"]["default"][user].transport
     transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
     while transport.get_write_buffer_size() < MAX_BACKLOG / 2:
         raw.writer.write(raw.text(action="chat_message", message="x" * 10_000))

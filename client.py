@@ -50,6 +50,8 @@ class Chat:
     async def read(self) -> None:
         """Show what the server sends, until the connection closes."""
         async for message in self.websocket:
+            if message.type is aiohttp.WSMsgType.ERROR:  # a frame that is broken, or no sign of life any more
+                raise aiohttp.ClientError(message.data)
             if self.verbose:
                 await self.terminal.show(f"< {message.data!r}", FRAME)
             body: Any = None

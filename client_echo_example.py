@@ -18,6 +18,8 @@ MESSAGE = {"message": "Hello world!"}
 async def read(websocket: aiohttp.ClientWebSocketResponse) -> None:
     """Print what comes back until the connection closes."""
     async for message in websocket:
+        if message.type is aiohttp.WSMsgType.ERROR:  # a frame that is broken, or no sign of life any more
+            raise aiohttp.ClientError(message.data)
         # !r shows strange characters as escapes, so that no server can play with the terminal.
         print(f"< {message.data!r}", flush=True)
 

@@ -35,7 +35,7 @@ logger = logging.getLogger("chat")
 
 
 async def init_app(argv: Sequence[str] = ()) -> web.Application:
-    """Return the app; argv holds options of this script, if any."""
+    """Return the app; argv holds options, which main() and `python -m aiohttp.web` pass on."""
     app = web.Application()
     with warnings.catch_warnings(action="ignore", category=web.NotAppKeyWarning):
         app["websockets"] = defaultdict(dict)
@@ -121,7 +121,8 @@ async def page(request: web.Request) -> web.FileResponse:
 async def open_websocket(request: web.Request) -> AsyncIterator[ClientSocket]:
     """Answer a handshake with a WebSocket, and see to it that the connection is gone in the end.
 
-    Raise HTTPUpgradeRequired for a request that is no handshake, HTTPForbidden for a page of another site.
+    Raise HTTPUpgradeRequired for a request that is no handshake, HTTPForbidden for a page of another site, and
+    HTTPBadRequest for a handshake that fails.
     """
     websocket = ClientSocket(
         heartbeat=HEARTBEAT,
@@ -129,7 +130,7 @@ async def open_websocket(request: web.Request) -> AsyncIterator[ClientSocket]:
         max_msg_size=MAX_MESSAGE + 1,  # aiohttp refuses messages of this size, too
         autoping=False,  # receive() answers pings
         autoclose=False,  # a view can tell a close frame from a broken connection
-        compress=False,  # a browser's connection takes 16 KiB of memory, with compression 168
+        compress=False,  # with compression, a browser's connection takes 168 KiB of memory instead of 16
     )
     try:
         if not websocket.can_prepare(request):
@@ -139,7 +140,7 @@ async def open_websocket(request: web.Request) -> AsyncIterator[ClientSocket]:
         await websocket.prepare(request)
         if (transport := request.transport) is None:
             raise ConnectionResetError
-    except (ConnectionError, ValueError):  # the client is gone already, or its key is not even ASCII
+    except (ConnectionError, ValueError):  # the client is gone already, or its Sec-WebSocket-Key is not even ASCII
         raise web.HTTPBadRequest(text="This handshake failed.") from None
     websocket.transport, websocket.dropped = transport, 0
     tasks, task = request.app[VIEW_TASKS], asyncio.current_task()
@@ -172,7 +173,9 @@ def check_origin(request: web.Request) -> None:
 async def shutdown(app: web.Application) -> None:
     """End all views at once; each says goodbye to its client and waits for the answer, CLOSE_TIMEOUT at most."""
     app["websockets"].clear()  # all go, so nobody is told that somebody went
-    tasks = [task for task in app[VIEW_TASKS] if task.cancel()]
+    tasks = app[VIEW_TASKS].copy()
+    for task in tasks:
+        task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
 
 

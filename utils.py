@@ -1,4 +1,4 @@
-"""What the views do with the rooms, with what clients send, and with what they are told.
+"""What the views do with the rooms, with the messages of clients, and with the answers.
 
 The rooms are one dictionary: `rooms[room][user]` is the WebSocket of a user. A room exists while somebody is in it.
 """
@@ -74,7 +74,8 @@ async def receive(websocket: ClientSocket) -> AsyncIterator[WSMessage]:
     except asyncio.CancelledError:
         if not websocket.transport.is_closing():
             raise
-        # With handler_cancellation, aiohttp cancels the view of a client that hung up; what it said before counts.
+        # aiohttp can be told to cancel the view of a client that hung up (handler_cancellation; its test server does
+        # so). What the client said before that counts, so read on to the end.
         async for message in receive(websocket):
             yield message
 

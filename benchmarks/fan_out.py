@@ -237,23 +237,26 @@ def run(members: int, messages: int, rounds: int, flat: Sequence[int]) -> None:
     raise_file_limit(max(members, *flat, ECHO_CLIENTS) + 100)
     chats: dict[str, list[Cost]] = {name: [] for name in (OURS, WEBSOCKETS, DEFLATE, FLOOR)}
     echoes: dict[str, list[float]] = {name: [] for name in (OURS, ECHO)}
-    rooms: dict[int, list[float]] = {count: [] for count in flat}
+    rooms: dict[int, list[tuple[float, float]]] = {count: [] for count in flat}
     for number in range(1, rounds + 1):
         print(f"Round {number} of {rounds} ...", file=sys.stderr, flush=True)
         for name, costs in chats.items():
             costs.append(measure_chat(name, members, messages))
         for name, times in echoes.items():
             times.append(measure_echo(name, messages))
-        for count, times in rooms.items():
-            # As many deliveries as above, whatever the count.
-            times.append(measure_chat(OURS, count, max(1, messages * members // count)).microseconds)
+        for count, pairs in rooms.items():
+            # As many deliveries as above, whatever the count. The machine has its part in what a large room costs, and
+            # the floor shows how much that is.
+            some = max(1, messages * members // count)
+            ours, floor = (measure_chat(name, count, some).microseconds for name in (OURS, FLOOR))
+            pairs.append((ours, floor))
     print(f"Members: {members:,}, messages: {messages:,}, rounds: {rounds} (the medians count).")
     versions = [f"{name} {importlib.metadata.version(name)}" for name in ("aiohttp", "websockets")]
     print(f"With {', '.join(versions)}, Python {platform.python_version()}.\n")
     report(
         {name: Cost(*map(statistics.median, zip(*costs, strict=True))) for name, costs in chats.items()},
         {name: statistics.median(times) for name, times in echoes.items()},
-        {count: statistics.median(times) for count, times in rooms.items()},
+        {count: tuple(map(statistics.median, zip(*pairs, strict=True))) for count, pairs in rooms.items()},
     )
 
 
@@ -271,7 +274,7 @@ def raise_file_limit(needed: int) -> None:
 # The report.
 
 
-def report(chat: dict[str, Cost], echo: dict[str, float], rooms: dict[int, float]) -> None:
+def report(chat: dict[str, Cost], echo: dict[str, float], rooms: dict[int, tuple[float, ...]]) -> None:
     """Print what was measured, and how that compares to the targets."""
     ours, websockets, floor = chat[OURS], chat[WEBSOCKETS], chat[FLOOR]
     targets = [
@@ -290,11 +293,16 @@ def report(chat: dict[str, Cost], echo: dict[str, float], rooms: dict[int, float
     print_table(["an echo", "CPU of an echo (us)"], *([name, f"{time:.2f}"] for name, time in echo.items()))
     if rooms:
         print_table(
-            [f"members of {OURS}", "CPU of a delivery (us)"],
-            *([f"{count:,}", f"{time:.2f}"] for count, time in rooms.items()),
+            ["members of a room", f"{OURS}, CPU of a delivery (us)", f"{FLOOR} (us)", "ratio"],
+            *(
+                [f"{count:,}", f"{ours:.2f}", f"{floor:.2f}", f"{ours / floor:.2f}"]
+                for count, (ours, floor) in rooms.items()
+            ),
         )
-        ratio = max(rooms.values()) / min(rooms.values())
-        targets.append(["CPU of a delivery, dearest / cheapest room", f"{ratio:.2f}", "at most 1.25"])
+        times = [ours for ours, _ in rooms.values()]
+        ratios = [ours / floor for ours, floor in rooms.values()]
+        targets.append(["CPU of a delivery, dearest / cheapest room", f"{max(times) / min(times):.2f}", "at most 1.25"])
+        targets.append(["the same, of the ratios to the floor", f"{max(ratios) / min(ratios):.2f}", "at most 1.25"])
     print_table([OURS, "measured", "target"], *targets)
 
 

@@ -51,13 +51,17 @@ def test_the_report_is_complete() -> None:
         assert microseconds > 0
         assert rate > 0
         assert abs(kibibytes) < 1000  # none, or less, if so few members fit into memory that was there before
-    for name in ("server.py", "aiohttp-echo", "3", "6"):
+    for name in ("server.py", "aiohttp-echo"):
         assert float(cells(name, 2)[0]) > 0
+    for count in ("3", "6"):
+        ours, floor, times = map(float, cells(count, 4))
+        assert abs(ours / floor - times) < 0.05
     for name, target in (
         ("CPU of a delivery / websockets", "at most 1.0"),
         ("CPU of a delivery / floor", "at most 1.3"),
         ("CPU of an echo / aiohttp-echo", "at most 1.25"),
         ("CPU of a delivery, dearest / cheapest room", "at most 1.25"),
+        ("the same, of the ratios to the floor", "at most 1.25"),
     ):
         ratio, printed_target = cells(name, 3)
         assert float(ratio) > 0

@@ -1,11 +1,13 @@
 """What the README shows is true: snippets run, bodies are what the server sends, commands and links exist."""
 
 import asyncio
+import contextlib
 import functools
 import json
 import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
 import textwrap
@@ -89,19 +91,36 @@ async def test_each_step_of_your_own_client(url: Any, join: Join, tmp_path: Path
 
 
 async def test_client_that_reads_all_the_time(url: Any, join: Join, tmp_path: Path) -> None:
-    amy = await join(url, "Amy", "math")
+    amy = await join(url, "Amy", "garden")
     process = await run(blocks("python")[-1], url, tmp_path)
     assert process.stdout
     try:
-        assert await asyncio.wait_for(process.stdout.readline(), TIMEOUT) == b"In the room: Amy, Bob\n"
+        assert await asyncio.wait_for(process.stdout.readline(), TIMEOUT) == b"In the room: Amy, Eve\n"
         while (body := await amy.hear())["action"] != "chat_message":
             pass
-        assert body == {"action": "chat_message", "message": "Is anybody here?", "user": "Bob"}
+        assert body == {"action": "chat_message", "message": "Is anybody here?", "user": "Eve"}
         await amy.ask(action="chat_message", message="I am \x1b[2J")
         assert await asyncio.wait_for(process.stdout.readline(), TIMEOUT) == rb"Amy says 'I am \x1b[2J'" + b"\n"
-        carol = await join(url, "Carol", "math")
+        carol = await join(url, "Carol", "garden")
         carol.vanish()
         assert await asyncio.wait_for(process.stdout.readline(), TIMEOUT) == b"Carol left without a goodbye\n"
+        process.send_signal(signal.SIGINT)
+        assert await asyncio.wait_for(process.wait(), TIMEOUT) == 0
+        heard = await amy.catch_up()
+        assert heard[-1] == {"action": "left", "room": "garden", "user": "Eve", "shame": False}
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+        await process.communicate()
+
+
+async def test_client_that_is_refused(url: Any, join: Join, tmp_path: Path) -> None:
+    await join(url, "Eve", "garden")
+    process = await run(blocks("python")[-1], url, tmp_path)
+    assert process.stdout
+    try:
+        line = await asyncio.wait_for(process.stdout.readline(), TIMEOUT)
+        assert line == b"Refused: Nickname is already in use\n"
     finally:
         process.kill()
         await process.communicate()

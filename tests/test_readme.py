@@ -36,7 +36,7 @@ def blocks(info: str) -> list[str]:
 
 def table(first_cell: str) -> list[list[str]]:
     """Return the rows of the table whose head begins with a cell, without the head."""
-    (found,) = re.findall(rf"^\| {first_cell} \|.*\n\|[-| ]+\|\n((?:\|.*\n)+)", README, re.MULTILINE)
+    (found,) = re.findall(rf"^\| {first_cell} \|.*\n\|[-:| ]+\|\n((?:\|.*\n)+)", README, re.MULTILINE)
     return [[cell.strip(" `") for cell in row.strip("|").split(" | ")] for row in found.splitlines()]
 
 
@@ -288,6 +288,19 @@ def test_limits() -> None:
     assert f"After {server.HEARTBEAT:.0f} seconds of silence the server sends a ping" in text
     assert f"it waits {server.CLOSE_TIMEOUT:.0f} seconds at the most" in text
     assert f"sends a message every {client_echo_example.INTERVAL} seconds" in text
+
+
+@pytest.mark.parametrize("first_cell", ["a room +", "members of a room"])
+def test_tables_of_the_benchmark(first_cell: str) -> None:
+    """They have the columns and the rows that the benchmark prints, and ratios that fit."""
+    source = (ROOT / "benchmarks" / "fan_out.py").read_text().replace("{OURS}", "server.py").replace("{FLOOR}", "floor")
+    (head,) = re.findall(rf"^\| {first_cell} \|.*$", README, re.MULTILINE)
+    assert all(f'"{cell.strip()}"' in source for cell in head.strip("|").split("|"))
+    for row in table(first_cell):
+        if row[0][0].isdecimal():
+            assert abs(float(row[1]) / float(row[2]) - float(row[3])) < 0.01
+        else:
+            assert f'"{row[0].strip()}"' in source
 
 
 def test_nothing_but_the_readme_needs_to_be_read() -> None:

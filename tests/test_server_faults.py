@@ -19,8 +19,8 @@ MEBIBYTE = 1024 * 1024
 
 
 @pytest.fixture
-def server(start_server: Callable[..., Server]) -> Server:
-    """A server of one's own, because it is measured."""
+def fresh_server(start_server: Callable[..., Server]) -> Server:
+    """A server of one's own, because its memory is measured."""
     return start_server()
 
 
@@ -52,11 +52,11 @@ def assert_dropped(server: Server, user: str) -> None:
     assert MEBIBYTE < int(found[1]) < 2 * MEBIBYTE
 
 
-async def test_member_that_stops_reading(server: Server, join: Join, connect_raw: ConnectRaw) -> None:
-    amy, bob = await join(server.url), await join(server.url)
+async def test_member_that_stops_reading(fresh_server: Server, join: Join, connect_raw: ConnectRaw) -> None:
+    amy, bob = await join(fresh_server.url), await join(fresh_server.url)
     assert await amy.hear() == {"action": "joined", "room": "default", "user": bob.user}
-    _, user = await stall(connect_raw, server)
-    before = peak_memory(server)
+    _, user = await stall(connect_raw, fresh_server)
+    before = peak_memory(fresh_server)
     message = "x" * 8_000
     shamed: list[str] = []
 
@@ -75,27 +75,27 @@ async def test_member_that_stops_reading(server: Server, join: Join, connect_raw
             assert await next_message(speaker) == {"action": "chat_message", "success": True, "message": message}
 
     assert sorted(shamed) == sorted([amy.user, bob.user])
-    await eventually(lambda: drops(server))
-    assert_dropped(server, user)
-    assert peak_memory(server) - before < 16 * MEBIBYTE
+    await eventually(lambda: drops(fresh_server))
+    assert_dropped(fresh_server, user)
+    assert peak_memory(fresh_server) - before < 16 * MEBIBYTE
 
 
 @pytest.mark.parametrize("what", ["requests", "lists", "pings", "nonsense"])
 async def test_member_that_sends_and_never_reads(
-    server: Server, join: Join, connect_raw: ConnectRaw, what: str
+    fresh_server: Server, join: Join, connect_raw: ConnectRaw, what: str
 ) -> None:
     """Confirmations, refusals and pongs go through the same bound as broadcasts."""
-    witness = await join(server.url)
-    raw, user = await stall(connect_raw, server)
+    witness = await join(fresh_server.url)
+    raw, user = await stall(connect_raw, fresh_server)
     assert await witness.hear() == {"action": "joined", "room": "default", "user": user}
-    before = peak_memory(server)
+    before = peak_memory(fresh_server)
     data = {
         "requests": raw.text(action="chat_message", message="x" * 1_000) * 10,
         "lists": raw.text(action="user_list", room="default") * 100,
         "pings": raw.frame(9, b"x" * 125) * 100,
         "nonsense": raw.text(action="x" * 1_000) * 10,
     }[what]
-    dropping = asyncio.create_task(eventually(lambda: drops(server)))
+    dropping = asyncio.create_task(eventually(lambda: drops(fresh_server)))
     with_its_end = asyncio.create_task(until_it_left(witness, user))
     while not dropping.done():
         raw.writer.write(data)
@@ -105,8 +105,8 @@ async def test_member_that_sends_and_never_reads(
             await asyncio.sleep(0.01)
     await dropping
     assert await with_its_end == {"action": "left", "room": "default", "user": user, "shame": True}
-    assert_dropped(server, user)
-    assert peak_memory(server) - before < 16 * MEBIBYTE
+    assert_dropped(fresh_server, user)
+    assert peak_memory(fresh_server) - before < 16 * MEBIBYTE
     assert await witness.catch_up() == []
 
 
@@ -117,16 +117,16 @@ async def until_it_left(witness: Member, user: str) -> Any:
     return body
 
 
-async def test_echo_that_is_never_read(server: Server, connect_raw: ConnectRaw) -> None:
-    raw = await connect_raw(server.url, "/echo", receive_buffer=4096)
+async def test_echo_that_is_never_read(fresh_server: Server, connect_raw: ConnectRaw) -> None:
+    raw = await connect_raw(fresh_server.url, "/echo", receive_buffer=4096)
     raw.writer.transport.pause_reading()  # type: ignore[attr-defined]
-    before = peak_memory(server)
+    before = peak_memory(fresh_server)
     while not raw.writer.transport.is_closing():
         raw.writer.write(raw.frame(1, b'"' + b"x" * 10_000 + b'"') * 10)
         await asyncio.sleep(0.001)
-    await eventually(lambda: drops(server))
-    assert re.fullmatch(r"Dropped 127\.0\.0\.1, of /echo, as too slow: \d+ bytes unsent", "".join(drops(server)))
-    assert peak_memory(server) - before < 16 * MEBIBYTE
+    await eventually(lambda: drops(fresh_server))
+    assert re.fullmatch(r"Dropped 127\.0\.0\.1, of /echo, as too slow: \d+ bytes unsent", "".join(drops(fresh_server)))
+    assert peak_memory(fresh_server) - before < 16 * MEBIBYTE
 
 
 async def test_flood(server: Server, join: Join, connect_raw: ConnectRaw) -> None:

@@ -211,29 +211,32 @@ async def test_log(start_server: Callable[..., Server], join: Join, connect_raw:
 # A shutdown
 
 
-@pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGTERM])
-async def test_shutdown(server: Server, join: Join, connect_raw: ConnectRaw, signal_number: signal.Signals) -> None:
+async def test_shutdown(start_server: Callable[..., Server], join: Join, connect_raw: ConnectRaw) -> None:
     """All who read are told, and nobody waits for long for those who don't."""
-    room = [await join(server.url, f"member {number}", "math") for number in range(50)]
-    echo = await connect_raw(server.url, "/echo")
-    for _ in range(2):
-        stalled = await connect_raw(server.url, receive_buffer=4096)
-        stalled.writer.transport.pause_reading()  # type: ignore[attr-defined]
-        # Its own confirmations, unread, are what lies between it and the close frame.
-        stalled.writer.write(stalled.text(action="chat_message", message="x" * 40_000) * 25)
-    for member in room:
-        await member.catch_up()
-
-    server.process.send_signal(signal_number)
+    servers = [start_server(), start_server()]
+    rooms = [[await join(server.url, f"member {number}", "math") for number in range(50)] for server in servers]
+    echoes = [await connect_raw(server.url, "/echo") for server in servers]
+    for server, room in zip(servers, rooms, strict=True):
+        for _ in range(2):
+            stalled = await connect_raw(server.url, receive_buffer=4096)
+            stalled.writer.transport.pause_reading()  # type: ignore[attr-defined]
+            # Its own confirmations, unread, are what lies between it and the close frame.
+            stalled.writer.write(stalled.text(action="chat_message", message="x" * 40_000) * 25)
+        for member in room:
+            await member.catch_up()
 
     async def end(member: Member) -> int | None:
         assert [message async for message in member.websocket] == [], "nobody is told who goes"
         return member.websocket.close_code
 
-    assert await asyncio.wait_for(asyncio.gather(*map(end, room)), TIMEOUT) == [1001] * 50
-    opcode, payload = await echo.next_frame()
-    assert (opcode, int.from_bytes(payload[:2])) == (8, 1001)
-    # Two seconds are what a client gets; the rest is patience with a busy machine.
-    assert await asyncio.to_thread(server.process.wait, 8) == 0
-    assert "goodbye" not in server.log
-    server.stop()
+    ending = asyncio.gather(*[end(member) for room in rooms for member in room])
+    for server, signal_number in zip(servers, (signal.SIGINT, signal.SIGTERM), strict=True):
+        server.process.send_signal(signal_number)
+    assert await asyncio.wait_for(ending, TIMEOUT) == [1001] * 100
+    for server, echo in zip(servers, echoes, strict=True):
+        opcode, payload = await echo.next_frame()
+        assert (opcode, int.from_bytes(payload[:2])) == (8, 1001)
+        # Two seconds are what a client gets; the rest is patience with a busy machine.
+        assert await asyncio.to_thread(server.process.wait, 8) == 0
+        assert "goodbye" not in server.log
+        server.stop()

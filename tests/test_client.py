@@ -154,15 +154,13 @@ async def test_beginning(server: Server, join: Join, start: Start) -> None:
     assert renamed == {"action": "nick_changed", "room": "math", "from_user": joined["user"], "to_user": "Bob"}
 
 
-async def test_beginning_without_a_room_and_a_nick(start: Start) -> None:
-    for arguments in [(), ("--room", "default")]:
-        somebody = start(*arguments)
-        await eventually(lambda terminal=somebody: "> " in terminal.screen.display[1])  # type: ignore[misc]
-        user = somebody.rows[1].removeprefix("default ").removesuffix(">")
-        assert user.startswith("User")
-        assert somebody.rows == [f"* In default: {user}", f"default {user}>"]
-        somebody.type("/quit\n")
-        assert await somebody.end() == 0
+@pytest.mark.parametrize("arguments", [(), ("--room", "default")])
+async def test_beginning_without_a_room_and_a_nick(start: Start, arguments: tuple[str, ...]) -> None:
+    somebody = start(*arguments)
+    await eventually(lambda: "> " in somebody.screen.display[1])
+    user = somebody.rows[1].removeprefix("default ").removesuffix(">")
+    assert user.startswith("User")
+    assert somebody.rows == [f"* In default: {user}", f"default {user}>"]
 
 
 async def test_beginning_with_a_nick_that_is_in_use(server: Server, join: Join, start: Start) -> None:
@@ -321,15 +319,15 @@ async def test_text_from_others_is_text(server: Server, join: Join, start: Start
 
 
 async def test_colour(server: Server, join: Join, start: Start) -> None:
-    _, bob = await start_bob(server, join, start)
-    assert b"\x1b[36m* You are now in math" in bob.output
-    for environment in ({"NO_COLOR": "1"}, {"TERM": "dumb"}):
-        other = start("--room", "art", "--nick", str(environment), **environment)
-        await eventually(lambda terminal=other: "* In art" in "".join(terminal.rows))  # type: ignore[misc]
-        assert b"\x1b[36m" not in other.output
-        assert (b"\x1b" in other.output) == ("TERM" not in environment)
-        other.type("/quit\n")
-        assert await other.end() == 0
+    await join(server.url, "Amy", "math")
+    environments = [{}, {"NO_COLOR": "1"}, {"TERM": "dumb"}]
+    colourful, plain, dumb = [start("--room", "math", **environment) for environment in environments]
+    for terminal in (colourful, plain, dumb):
+        await eventually(lambda terminal=terminal: "* In math: Amy" in "".join(terminal.rows))  # type: ignore[misc]
+    assert b"\x1b[36m* You are now in math" in colourful.output
+    assert b"* You are now in math" in plain.output
+    assert b"\x1b[36m" not in plain.output
+    assert b"\x1b" not in dumb.output
 
 
 async def test_terminal_that_can_do_nothing(server: Server, join: Join, start: Start) -> None:

@@ -189,7 +189,8 @@ class Terminal:
     async def read_line(self, room: str, user: str) -> str | None:
         """Return what the user types, or None at the end of the input; the last line needs no newline."""
         if self.interactive:
-            prompt = clean(f"{room} {user}> ")
+            half = shutil.get_terminal_size().columns // 2  # the other half is for what is typed
+            prompt = next(split(clean(f"{room} {user}"), max(half, 3) - 2)) + "> "
             size = sum(map(width, prompt))
             # It is inserted at the beginning of the line: something may have been typed already.
             coloured = f"\033[{PROMPT}m{prompt}\033[0m" if self.coloured else prompt

@@ -268,6 +268,18 @@ def wrapped(text: str, columns: int) -> list[str]:
     return rows
 
 
+@pytest.mark.parametrize("name", ["n" * 32, "日" * 32, "\N{GRINNING FACE}" * 32])
+async def test_names_that_are_too_long_for_the_prompt(server: Server, join: Join, start: Start, name: str) -> None:
+    """The prompt takes half of the screen at the most, so that the line does not break."""
+    amy = await join(server.url, "Amy", name)
+    bob = start("--room", name, "--nick", name, columns=40, rows=12)
+    prompt = f"{wrapped(f'{name} {name}', 18)[0]}>"
+    await bob.shows_last(prompt)
+    bob.type("half")
+    await say(amy, "hello")
+    await bob.shows_last("Amy: hello", f"{prompt} half")
+
+
 async def test_what_is_typed_before_the_prompt_is_there_comes_behind_it(aiohttp_server: Any, start: Start) -> None:
     """A slow server answers late; the user types on."""
     answers: asyncio.Queue[dict[str, Any]] = asyncio.Queue()

@@ -149,12 +149,13 @@ async def open_websocket(request: web.Request) -> AsyncIterator[ClientSocket]:
     try:
         yield websocket
     except asyncio.CancelledError:  # by shutdown()
-        await websocket.close(code=WSCloseCode.GOING_AWAY, drain=False)
+        await websocket.close(code=WSCloseCode.GOING_AWAY)
         transport.abort()
         raise
     finally:
         tasks.remove(task)
-        await websocket.close(drain=False)  # draining would wait for a client that does not read, maybe for ever
+        await websocket.close()
+        # What a client does not read would stay in memory for ever.
         asyncio.get_running_loop().call_later(CLOSE_TIMEOUT, transport.abort)
 
 

@@ -12,7 +12,7 @@ from collections import defaultdict
 from collections.abc import AsyncIterator, Collection
 from typing import Any
 
-from aiohttp import WSMessage, WSMsgType, web
+from aiohttp import WSCloseCode, WSMessage, WSMsgType, web
 
 MAX_BACKLOG = 1024 * 1024  # bytes that a client may leave unread before it is dropped
 MAX_NAME = 32  # characters of a nickname or of a room's name
@@ -46,6 +46,13 @@ class ClientSocket(web.WebSocketResponse):
 
     transport: asyncio.Transport
     dropped: int
+
+    async def close(self, *, code: int = WSCloseCode.OK, message: bytes = b"", drain: bool = False) -> bool:
+        """Close as aiohttp does, but without draining: that would wait for a client that does not read, maybe for ever.
+
+        aiohttp itself closes a connection after a broken frame, so the default has to be right.
+        """
+        return await super().close(code=code, message=message, drain=drain)
 
 
 Rooms = defaultdict[str, dict[str, ClientSocket]]

@@ -286,7 +286,7 @@ def test_limits() -> None:
     assert f"Past {utils.MAX_BACKLOG // 1024 // 1024} MiB, the member is dropped" in text
     assert f"has {server.MAX_MESSAGE // 1024} KiB at most" in text
     assert f"After {server.HEARTBEAT:.0f} seconds of silence the server sends a ping" in text
-    assert f"it waits {server.CLOSE_TIMEOUT:.0f} seconds at the most" in text
+    assert f"`close` waits {server.CLOSE_TIMEOUT:.0f} seconds at the most" in text
     assert f"sends a message every {client_echo_example.INTERVAL} seconds" in text
 
 

@@ -428,12 +428,13 @@ def is_gone(transport: asyncio.Transport) -> bool:
     return bool(transport.get_extra_info("socket").fileno() == -1)
 
 
-async def test_goodbye_of_a_client_that_does_not_read(
-    app: web.Application, stalled: tuple[RawClient, asyncio.Transport]
+@pytest.mark.parametrize("last_frame", [RawClient.frame(8, b""), RawClient.frame(3, b"broken")])
+async def test_end_of_a_client_that_does_not_read(
+    app: web.Application, stalled: tuple[RawClient, asyncio.Transport], last_frame: bytes
 ) -> None:
     """It has left at once, and what it will never read does not stay in memory."""
     raw, transport = stalled
-    raw.writer.write(raw.frame(8, b""))
+    raw.writer.write(last_frame)
     await eventually(lambda: not app["websockets"])
     await eventually(lambda: is_gone(transport))
 

@@ -137,7 +137,7 @@ class Chat:
         if self.verbose:
             await self.terminal.show(f"> {data}", FRAME)
         answer = await self.next_answer()
-        if answer and answer["success"]:
+        if answer and answer.get("success"):
             return answer
         await self.terminal.show(f"! {answer.get('message') if answer else 'The server does not answer'}", ERROR)
         return None

@@ -173,10 +173,11 @@ def check_origin(request: web.Request) -> None:
 
 async def shutdown(app: web.Application) -> None:
     """End all views at once; each says goodbye to its client and waits for the answer, CLOSE_TIMEOUT at most."""
+    await asyncio.sleep(0.1)  # for those who are in the middle of their handshake
     app["websockets"].clear()  # all go, so nobody is told that somebody went
     tasks = app[VIEW_TASKS].copy()
     for task in tasks:
-        task.cancel()
+        task.cancel("shutdown")
     await asyncio.gather(*tasks, return_exceptions=True)
 
 
@@ -205,7 +206,9 @@ def main() -> None:
     logger.setLevel(logging.DEBUG if arguments.verbose else logging.INFO)
     show = functools.partial(print, flush=True)
     try:
-        web.run_app(init_app(sys.argv[1:]), host=host, port=port, access_log=None, print=show)
+        web.run_app(init_app(sys.argv[1:]), host=host, port=port, shutdown_timeout=1, access_log=None, print=show)
+    except web.GracefulExit:
+        pass  # Ctrl+C again, while the first was being obeyed
     except (OSError, OverflowError) as error:
         sys.exit(f"Cannot listen on {host}:{port}: {error}.")
 

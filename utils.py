@@ -78,8 +78,8 @@ async def receive(websocket: ClientSocket) -> AsyncIterator[WSMessage]:
             # The loop never pauses while messages are waiting. This gives everyone else a turn, so that
             # a client that sends as fast as it can holds up nobody but itself.
             await asyncio.sleep(0)
-    except asyncio.CancelledError:
-        if not websocket.transport.is_closing():
+    except asyncio.CancelledError as cancelled:
+        if cancelled.args or not websocket.transport.is_closing():  # shutdown() gives a reason
             raise
         # aiohttp can be told to cancel the view of a client that hung up (handler_cancellation; its test server does
         # so). What the client said before that counts, so read on to the end.

@@ -76,7 +76,7 @@ class Chat:
 
     async def write(self, room: str | None, nick: str | None) -> None:
         """Go to the room, take the nickname, and then do what the user types, until that ends."""
-        connecting = await self.next_answer() or {}
+        connecting = await self.next_answer()
         self.room, self.user = connecting.get("room", ""), connecting.get("user", "")
         if room and room != self.room:
             await self.join_room(room)
@@ -137,17 +137,15 @@ class Chat:
         if self.verbose:
             await self.terminal.show(f"> {data}", FRAME)
         answer = await self.next_answer()
-        if answer and answer.get("success"):
+        if answer.get("success"):
             return answer
-        await self.terminal.show(f"! {answer.get('message') if answer else 'The server does not answer'}", ERROR)
+        await self.terminal.show(f"! {answer.get('message')}", ERROR)
         return None
 
-    async def next_answer(self) -> dict[str, Any] | None:
-        """Wait for the server; return None if that takes too long."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(ANSWER_TIMEOUT):
-                return await self.answer
-        return None
+    async def next_answer(self) -> dict[str, Any]:
+        """Wait for the server; raise TimeoutError if that takes too long, as a late answer would pass for the next."""
+        async with asyncio.timeout(ANSWER_TIMEOUT):
+            return await self.answer
 
 
 class Terminal:
@@ -252,6 +250,8 @@ async def run(arguments: argparse.Namespace) -> str | None:
         pass  # the writer noticed it before the reader
     except* (aiohttp.InvalidURL, aiohttp.NonHttpUrlClientError):
         reason = "this is not the address of a WebSocket"
+    except* TimeoutError:
+        reason = "the server does not answer"
     except* (aiohttp.ClientError, OSError) as errors:
         reason = str(errors.exceptions[0])
     finally:

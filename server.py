@@ -71,7 +71,7 @@ async def ws_chat(request: web.Request) -> web.WebSocketResponse:
         try:
             logger.info("%r joined %r", user, room)
             send(websocket, encode({"action": "connecting", "room": room, "user": user}))
-            broadcast(rooms, room, {"action": "joined", "room": room, "user": user}, skip=user)
+            broadcast(rooms, room, {"action": "joined", "room": room, "user": user}, skip=websocket)
             async for message in receive(websocket):
                 try:
                     body = read_request(message)
@@ -95,7 +95,7 @@ async def ws_chat(request: web.Request) -> web.WebSocketResponse:
                         answer["message"] = text
                         logger.debug("%r in %r says %r", user, room, text)
                         said = {"action": "chat_message", "message": text, "user": user}
-                        broadcast(rooms, room, said, skip=user)
+                        broadcast(rooms, room, said, skip=websocket)
                     case {"action": "user_list", "room": asked}:
                         users = retrieve_users(rooms, asked)
                         answer = {"action": "user_list", "success": True, "room": asked, "users": users}
@@ -108,7 +108,7 @@ async def ws_chat(request: web.Request) -> web.WebSocketResponse:
             if websocket.dropped:
                 logger.warning("Dropped %r in %r as too slow: %d bytes unsent", user, room, websocket.dropped)
             logger.info("%r left %r%s", user, room, " without a goodbye" if shame else "")
-            broadcast(rooms, room, {"action": "left", "room": room, "user": user, "shame": shame}, skip=user)
+            broadcast(rooms, room, {"action": "left", "room": room, "user": user, "shame": shame}, skip=websocket)
     return websocket
 
 

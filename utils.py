@@ -145,7 +145,7 @@ def send(websocket: ClientSocket, data: bytes) -> None:
     for it and memory stays bounded. One that is gone is passed over: its own view is about to notice.
     """
     transport = websocket.transport
-    if websocket.closed or transport.is_closing():
+    if transport.is_closing():
         return
     transport.write(data)
     backlog = transport.get_write_buffer_size()
@@ -154,15 +154,15 @@ def send(websocket: ClientSocket, data: bytes) -> None:
         transport.abort()
 
 
-def broadcast(rooms: Rooms, room: str, body: dict[str, Any], skip: str) -> None:
-    """Tell everyone in a room but one user, whom it is about.
+def broadcast(rooms: Rooms, room: str, body: dict[str, Any], skip: ClientSocket) -> None:
+    """Tell everyone in a room but one, whom it is about.
 
     As nothing here waits, this is one step for the event loop: nobody comes, goes or renames in the middle of it, and
     all members see all broadcasts in one and the same order.
     """
     data = encode(body)
-    for user, websocket in rooms.get(room, {}).items():
-        if user != skip:
+    for websocket in rooms.get(room, {}).values():
+        if websocket is not skip:
             send(websocket, data)
 
 
@@ -186,10 +186,10 @@ def change_nick(rooms: Rooms, room: str, user: str, nick: str) -> bool:
     """Rename a user and tell the room; return False if the name is taken there."""
     if nick in rooms[room]:
         return False
-    rooms[room][nick] = rooms[room].pop(user)
+    rooms[room][nick] = websocket = rooms[room].pop(user)
     logger.info("%r in %r is now %r", user, room, nick)
     body = {"action": "nick_changed", "room": room, "from_user": user, "to_user": nick}
-    broadcast(rooms, room, body, skip=nick)
+    broadcast(rooms, room, body, skip=websocket)
     return True
 
 
@@ -197,11 +197,11 @@ def change_room(rooms: Rooms, room: str, user: str, new_room: str) -> bool:
     """Move a user and tell both rooms; return False if the user's name is taken in the new one."""
     if user in retrieve_users(rooms, new_room):
         return False
-    rooms[new_room][user] = rooms[room][user]
+    rooms[new_room][user] = websocket = rooms[room][user]
     remove_user(rooms, room, user)
     logger.info("%r went from %r to %r", user, room, new_room)
-    broadcast(rooms, room, {"action": "left", "room": room, "user": user, "shame": False}, skip=user)
-    broadcast(rooms, new_room, {"action": "joined", "room": new_room, "user": user}, skip=user)
+    broadcast(rooms, room, {"action": "left", "room": room, "user": user, "shame": False}, skip=websocket)
+    broadcast(rooms, new_room, {"action": "joined", "room": new_room, "user": user}, skip=websocket)
     return True
 
 

@@ -326,6 +326,19 @@ async def test_broken_frames(url: Any, join: Join, connect_raw: ConnectRaw, data
     assert await witness.catch_up() == []
 
 
+async def test_nothing_follows_a_close_frame(url: Any, join: Join, connect_raw: ConnectRaw) -> None:
+    speaker, raw = await join(url), await connect_raw(url)
+    for text in map(str, range(200)):
+        if text == "100":
+            raw.writer.write(raw.frame(3, b"reserved opcode"))
+        await speaker.websocket.send_json({"action": "chat_message", "message": text})
+    opcode = 1
+    while opcode == 1:
+        opcode, _ = await raw.next_frame()
+    assert opcode == 8
+    assert await asyncio.wait_for(raw.reader.read(), TIMEOUT) == b""
+
+
 async def test_message_in_parts_with_a_ping_between(url: Any, connect_raw: ConnectRaw) -> None:
     raw = await connect_raw(url, "/echo")
     raw.writer.write(raw.frame(1, b'["a', first_bits=0) + raw.frame(9, b"are you there") + raw.frame(0, b'b"]'))

@@ -19,6 +19,7 @@ from utils import read_json, read_request, receive, remove_user, retrieve_users,
 MAX_MESSAGE = 64 * 1024  # bytes of a message from a client; a larger one ends the connection
 HEARTBEAT = 30.0  # seconds of silence after which a client is pinged; it has half as long to answer
 CLOSE_TIMEOUT = 2.0  # seconds for a client to answer a close frame, and to read what is still unsent
+PAGE_TIMEOUT = 0.5  # seconds, at the shutdown, for those who are just fetching the page
 
 STATIC = Path(__file__).parent / "static"
 PAGE_HEADERS = {
@@ -30,6 +31,7 @@ PAGE_HEADERS = {
 
 ALLOWED_ORIGINS = web.AppKey("allowed_origins", set[str])
 VIEW_TASKS = web.AppKey("view_tasks", set["asyncio.Task[object]"])
+SHUTTING_DOWN = web.AppKey("shutting_down", asyncio.Event)
 
 logger = logging.getLogger("chat")
 
@@ -41,6 +43,7 @@ async def init_app(argv: Sequence[str] = ()) -> web.Application:
         app["websockets"] = defaultdict(dict)
     app[ALLOWED_ORIGINS] = set(parse_arguments(argv).allow_origin)
     app[VIEW_TASKS] = set()
+    app[SHUTTING_DOWN] = asyncio.Event()
     app.add_routes([web.get("/echo", ws_echo), web.get("/chat", ws_chat)])
     app.add_routes([web.get("/{part:|chat[.]js|chat[.]css}", page)])
     app.on_shutdown.append(shutdown)
@@ -121,8 +124,8 @@ async def page(request: web.Request) -> web.FileResponse:
 async def open_websocket(request: web.Request) -> AsyncIterator[ClientSocket]:
     """Answer a handshake with a WebSocket, and see to it that the connection is gone in the end.
 
-    Raise HTTPUpgradeRequired for a request that is no handshake, HTTPForbidden for a page of another site, and
-    HTTPBadRequest for a handshake that fails.
+    Raise HTTPUpgradeRequired for a request that is no handshake, HTTPForbidden for a page of another site,
+    HTTPServiceUnavailable during the shutdown, and HTTPBadRequest for a handshake that fails.
     """
     websocket = ClientSocket(
         heartbeat=HEARTBEAT,
@@ -136,6 +139,8 @@ async def open_websocket(request: web.Request) -> AsyncIterator[ClientSocket]:
         if not websocket.can_prepare(request):
             headers = {"Upgrade": "websocket", "Connection": "Upgrade", "Sec-WebSocket-Version": "13"}
             raise web.HTTPUpgradeRequired(text="Open this address with a WebSocket client.", headers=headers)
+        if request.app[SHUTTING_DOWN].is_set():
+            raise web.HTTPServiceUnavailable(text="This server is shutting down.")
         check_origin(request)
         await websocket.prepare(request)
         if (transport := request.transport) is None:
@@ -173,7 +178,7 @@ def check_origin(request: web.Request) -> None:
 
 async def shutdown(app: web.Application) -> None:
     """End all views at once; each says goodbye to its client and waits for the answer, CLOSE_TIMEOUT at most."""
-    await asyncio.sleep(0.1)  # for those who are in the middle of their handshake
+    app[SHUTTING_DOWN].set()
     app["websockets"].clear()  # all go, so nobody is told that somebody went
     tasks = app[VIEW_TASKS].copy()
     for task in tasks:
@@ -206,7 +211,9 @@ def main() -> None:
     logger.setLevel(logging.DEBUG if arguments.verbose else logging.INFO)
     show = functools.partial(print, flush=True)
     try:
-        web.run_app(init_app(sys.argv[1:]), host=host, port=port, shutdown_timeout=1, access_log=None, print=show)
+        web.run_app(
+            init_app(sys.argv[1:]), host=host, port=port, access_log=None, shutdown_timeout=PAGE_TIMEOUT, print=show
+        )
     except web.GracefulExit:
         pass  # Ctrl+C again, while the first was being obeyed
     except (OSError, OverflowError) as error:

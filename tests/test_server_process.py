@@ -8,6 +8,7 @@ import socket
 import struct
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -239,3 +240,53 @@ async def test_shutdown(start_server: Callable[..., Server], join: Join, connect
         assert await asyncio.to_thread(server.process.wait, 8) == 0
         assert "goodbye" not in server.log
         server.stop()
+
+
+async def test_shutdown_while_clients_come_and_go(start_server: Callable[..., Server], connect_raw: ConnectRaw) -> None:
+    """Those who are on the point of coming are told as well, and what others left behind is no trouble."""
+    server = start_server()
+    stopping = False
+    ends: Counter[int | None] = Counter()
+
+    async def come_and_go(session: aiohttp.ClientSession) -> None:
+        while not stopping:
+            try:
+                async with session.ws_connect(f"{server.url}/chat") as websocket:
+                    await websocket.receive(TIMEOUT)
+                    if stopping:
+                        async for _ in websocket:
+                            pass
+                        ends[websocket.close_code] += 1
+            except aiohttp.WSServerHandshakeError as error:
+                ends[error.status] += 1
+            except aiohttp.ClientError:
+                ends[None] += 1
+
+    lazy = socket.create_connection(("127.0.0.1", server.port))
+    lazy.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 10\r\n\r\n")  # and nothing of those 10 bytes
+    assert lazy.recv(12) == b"HTTP/1.1 200"
+    async with aiohttp.ClientSession() as session, asyncio.TaskGroup() as tasks:
+        for _ in range(20):
+            tasks.create_task(come_and_go(session))
+        for _ in range(40):
+            raw = await connect_raw(server.url)
+            names = (raw.text(action="set_nick", nick=f"{number}") for number in range(300))
+            raw.writer.write(b"".join(names))
+            raw.writer.close()
+        stopping = True
+        server.process.send_signal(signal.SIGTERM)
+    # Patience with a busy machine, again.
+    assert await asyncio.to_thread(server.process.wait, 8) == 0
+    lazy.close()
+    assert set(ends) <= {1001, 503, None}
+    server.stop()
+
+
+async def test_second_ctrl_c(start_server: Callable[..., Server], connect_raw: ConnectRaw) -> None:
+    """It ends the wait for those who do not answer, and is no error."""
+    server = start_server()
+    raw = await connect_raw(server.url)
+    await raw.hear()
+    server.process.send_signal(signal.SIGINT)
+    assert (await raw.next_frame())[0] == 8
+    server.stop(signal.SIGINT)

@@ -32,7 +32,7 @@ HELP = """\
 /quit          leave, as Ctrl+D and Ctrl+C do
 //text         say something that begins with a slash"""
 MAX_MESSAGE = 64 * 1024  # bytes that the server takes at once
-ANSWER_TIMEOUT = 10  # seconds to wait for the answer to a request
+ANSWER_TIMEOUT = 10  # seconds to wait for the answer to a request, the handshake included
 NOTICE, ERROR, PROMPT, FRAME = "36", "31", "1", "2"  # colours: cyan, red, bold, dim
 
 
@@ -154,6 +154,7 @@ class Terminal:
     async def open(self) -> None:
         """Take over the standard streams; aioconsole makes them non-blocking, so that a plain print could fail."""
         sys.stdin.reconfigure(errors="replace")  # type: ignore[union-attr]
+        sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
         self.was_blocking = {stream: os.get_blocking(stream.fileno()) for stream in (sys.stdin, sys.stdout) if termios}
         # Stderr may be a file, and is not needed. All three are kept: one that is dropped closes the others.
         self.streams = await aioconsole.stream.create_standard_streams(sys.stdin, sys.stdout, sys.stdout)
@@ -167,10 +168,11 @@ class Terminal:
         """Give the standard streams back as they were, with the cursor at the beginning of a line."""
         for stream, blocking in self.was_blocking.items():
             os.set_blocking(stream.fileno(), blocking)
-        if self.prompting:
-            print(flush=True)
-            if termios:  # a line that is not finished was meant for the chat, not for the shell
-                termios.tcflush(sys.stdin, termios.TCIFLUSH)
+        with contextlib.suppress(OSError):  # the terminal may be gone
+            if self.prompting:
+                print(flush=True)
+                if termios:  # a line that is not finished was meant for the chat, not for the shell
+                    termios.tcflush(sys.stdin, termios.TCIFLUSH)
 
     async def show(self, text: str, colour: str = "") -> None:
         """Show a text, above the line that is being typed."""
@@ -235,7 +237,7 @@ async def run(arguments: argparse.Namespace) -> str | None:
     await terminal.open()
     try:
         async with (
-            aiohttp.ClientSession() as session,
+            aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(ANSWER_TIMEOUT)) as session,
             session.ws_connect(arguments.url, heartbeat=30) as websocket,
             asyncio.TaskGroup() as tasks,
         ):
@@ -248,7 +250,7 @@ async def run(arguments: argparse.Namespace) -> str | None:
             return None
     except* ConnectionResetError:
         pass  # the writer noticed it before the reader
-    except* (aiohttp.InvalidURL, aiohttp.NonHttpUrlClientError):
+    except* (aiohttp.InvalidURL, aiohttp.NonHttpUrlClientError, AssertionError):  # the last one for //host
         reason = "this is not the address of a WebSocket"
     except* TimeoutError:
         reason = "the server does not answer"

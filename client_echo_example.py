@@ -12,6 +12,7 @@ import sys
 import aiohttp
 
 INTERVAL = 15  # seconds between two messages
+TIMEOUT = aiohttp.ClientTimeout(10)  # seconds for the server to answer the handshake
 MESSAGE = {"message": "Hello world!"}
 
 
@@ -20,8 +21,8 @@ async def read(websocket: aiohttp.ClientWebSocketResponse) -> None:
     async for message in websocket:
         if message.type is aiohttp.WSMsgType.ERROR:  # a frame that is broken, or no sign of life any more
             raise aiohttp.ClientError(message.data)
-        # !r shows strange characters as escapes, so that no server can play with the terminal.
-        print(f"< {message.data!r}", flush=True)
+        # !a shows all that is not plain as escapes, so that no server can play with the terminal.
+        print(f"< {message.data!a}", flush=True)
 
 
 async def write(websocket: aiohttp.ClientWebSocketResponse) -> None:
@@ -37,7 +38,7 @@ async def run(url: str) -> str:
     reason = "the server closed the connection"
     try:
         async with (
-            aiohttp.ClientSession() as session,
+            aiohttp.ClientSession(timeout=TIMEOUT) as session,
             session.ws_connect(url, heartbeat=30) as websocket,  # the heartbeat notices a server that fell silent
             asyncio.TaskGroup() as tasks,
         ):
@@ -47,10 +48,10 @@ async def run(url: str) -> str:
             writer.add_done_callback(lambda _: reader.cancel())
     except* ConnectionResetError:
         pass  # the writer noticed it before the reader
-    except* (aiohttp.InvalidURL, aiohttp.NonHttpUrlClientError):
+    except* (aiohttp.InvalidURL, aiohttp.NonHttpUrlClientError, AssertionError):  # the last one for //host
         reason = "this is not the address of a WebSocket"
     except* (aiohttp.ClientError, OSError) as errors:
-        reason = str(errors.exceptions[0])
+        reason = str(errors.exceptions[0]) or "the server does not answer"
     return f"{url}: {reason}."
 
 

@@ -136,7 +136,7 @@ async def open_websocket(request: web.Request) -> AsyncIterator[ClientSocket]:
         compress=False,  # with compression, a browser's connection takes 168 KiB of memory instead of 16
     )
     try:
-        if not websocket.can_prepare(request):
+        if request.method != "GET" or not websocket.can_prepare(request):
             headers = {"Upgrade": "websocket", "Connection": "Upgrade", "Sec-WebSocket-Version": "13"}
             raise web.HTTPUpgradeRequired(text="Open this address with a WebSocket client.", headers=headers)
         if request.app[SHUTTING_DOWN].is_set():

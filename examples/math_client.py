@@ -11,6 +11,7 @@ import aiohttp
 
 # At most 50 digits: no sum takes long, and no result is too large for a float. [0-9], because \d matches ٣, too.
 SUM = re.compile("([+-]?[0-9]{1,50}) *([-+*/]) *([+-]?[0-9]{1,50})")
+TIMEOUT = aiohttp.ClientTimeout(10)  # seconds for the server to answer the handshake
 Requests = asyncio.Queue[dict[str, str]]
 
 
@@ -27,15 +28,16 @@ def solve(text: str) -> str | None:
 
 
 def clean(text: str) -> str:
-    """Return a text with escapes for what could play with the terminal, and for what it has no letters for."""
-    safe = "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
-    return safe.encode(sys.stdout.encoding, "backslashreplace").decode(sys.stdout.encoding)
+    """Return a text with escapes for what could play with the terminal."""
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
 async def read(websocket: aiohttp.ClientWebSocketResponse, nick: str, requests: Requests) -> None:
     """Print what the server tells, and hand to the writer what there is to say to it."""
     names = (nick[: 32 - len(str(number))] + str(number) for number in range(2, sys.maxsize))  # 32 characters at most
     async for frame in websocket:
+        if frame.type is aiohttp.WSMsgType.ERROR:  # a frame that is broken, or no sign of life any more
+            raise aiohttp.ClientError(frame.data)
         try:
             body = frame.json() if frame.type is aiohttp.WSMsgType.TEXT else None
         except (ValueError, RecursionError):  # thousands of brackets in brackets are a RecursionError
@@ -70,7 +72,7 @@ async def run(arguments: argparse.Namespace) -> str:
     reason, requests = "the server closed the connection", Requests()
     try:
         async with (
-            aiohttp.ClientSession() as session,
+            aiohttp.ClientSession(timeout=TIMEOUT) as session,
             session.ws_connect(arguments.url, heartbeat=30) as websocket,  # notices a server that just vanishes
             asyncio.TaskGroup() as tasks,
         ):
@@ -78,10 +80,12 @@ async def run(arguments: argparse.Namespace) -> str:
             writer = tasks.create_task(write(websocket, arguments.nick, requests))
             reader.add_done_callback(lambda _: writer.cancel())
             writer.add_done_callback(lambda _: reader.cancel())
-    except* (aiohttp.InvalidURL, aiohttp.NonHttpUrlClientError):
+    except* ConnectionResetError:
+        pass  # the writer noticed it before the reader
+    except* (aiohttp.InvalidURL, aiohttp.NonHttpUrlClientError, AssertionError):  # the last one for //host
         reason = "this is not the address of a WebSocket"
     except* (aiohttp.ClientError, OSError) as errors:
-        reason = str(errors.exceptions[0])
+        reason = str(errors.exceptions[0]) or "the server does not answer"
     return clean(f"{arguments.url}: {reason}.")
 
 
@@ -90,6 +94,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--url", default="ws://localhost:8080/chat", help="default: %(default)s")
     parser.add_argument("--nick", default="MathBot", help="the name to try first (default: %(default)s)")
+    if sys.stdout:  # it may not have letters for everything
+        sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background of a shell script, it is ignored
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))  # ends it as Ctrl+C does
     with contextlib.suppress(KeyboardInterrupt):

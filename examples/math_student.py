@@ -10,17 +10,19 @@ import sys
 import aiohttp
 
 NICK = "MathStudent"
+TIMEOUT = aiohttp.ClientTimeout(10)  # seconds for the server to answer the handshake
 
 
 def clean(text: str) -> str:
-    """Return a text with escapes for what could play with the terminal, and for what it has no letters for."""
-    safe = "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
-    return safe.encode(sys.stdout.encoding, "backslashreplace").decode(sys.stdout.encoding)
+    """Return a text with escapes for what could play with the terminal."""
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
 async def read(websocket: aiohttp.ClientWebSocketResponse, entered: asyncio.Event, laughs: asyncio.Queue[str]) -> None:
     """Print what is said, and tell the writer when it is in the room and whom to laugh at."""
     async for frame in websocket:
+        if frame.type is aiohttp.WSMsgType.ERROR:  # a frame that is broken, or no sign of life any more
+            raise aiohttp.ClientError(frame.data)
         try:
             body = frame.json() if frame.type is aiohttp.WSMsgType.TEXT else None
         except (ValueError, RecursionError):  # thousands of brackets in brackets are a RecursionError
@@ -64,7 +66,7 @@ async def run(url: str, interval: float) -> str:
     laughs: asyncio.Queue[str] = asyncio.Queue()
     try:
         async with (
-            aiohttp.ClientSession() as session,
+            aiohttp.ClientSession(timeout=TIMEOUT) as session,
             session.ws_connect(url, heartbeat=30) as websocket,  # notices a server that just vanishes
             asyncio.TaskGroup() as tasks,
         ):
@@ -72,10 +74,12 @@ async def run(url: str, interval: float) -> str:
             writer = tasks.create_task(write(websocket, entered, laughs, interval))
             reader.add_done_callback(lambda _: writer.cancel())
             writer.add_done_callback(lambda _: reader.cancel())
-    except* (aiohttp.InvalidURL, aiohttp.NonHttpUrlClientError):
+    except* ConnectionResetError:
+        pass  # the writer noticed it before the reader
+    except* (aiohttp.InvalidURL, aiohttp.NonHttpUrlClientError, AssertionError):  # the last one for //host
         reason = "this is not the address of a WebSocket"
     except* (aiohttp.ClientError, OSError) as errors:
-        reason = str(errors.exceptions[0])
+        reason = str(errors.exceptions[0]) or "the server does not answer"
     return clean(f"{url}: {reason}.")
 
 
@@ -87,6 +91,8 @@ def main() -> None:
     arguments = parser.parse_args()
     if not arguments.interval > 0:
         parser.error("the interval has to be more than 0 seconds")
+    if sys.stdout:  # it may not have letters for everything
+        sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background of a shell script, it is ignored
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))  # ends it as Ctrl+C does
     with contextlib.suppress(KeyboardInterrupt):

@@ -1,10 +1,7 @@
 """The echo example, run as a process against a real server, and against servers that misbehave."""
 
 import asyncio
-import base64
-import hashlib
 import os
-import re
 import shutil
 import signal
 import sys
@@ -154,26 +151,3 @@ async def test_shows_frames_that_it_does_not_expect(aiohttp_server: Any) -> None
     async with run_example(url) as example:
         output = SENT + b"< 'not JSON \\x1b[2J'\n" + b"< b'\\xff\\x00'\n" + b"< '[]'\n"
         assert await example.end() == (1, output, f"{url}: the server closed the connection.\n")
-
-
-@pytest.mark.parametrize("data", [b"\x83\x00", b"\x81\x01\xff"])
-async def test_says_that_the_server_sends_a_broken_frame(data: bytes) -> None:
-    """A reserved opcode, and a text that is none."""
-
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        request = (await reader.readuntil(b"\r\n\r\n")).decode()
-        (key,) = re.findall(r"Sec-WebSocket-Key: (\S+)", request)
-        accept = base64.b64encode(hashlib.sha1(f"{key}258EAFA5-E914-47DA-95CA-C5AB0DC85B11".encode()).digest())
-        head = b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-        writer.write(head + b"Sec-WebSocket-Accept: " + accept + b"\r\n\r\n" + data)
-        await reader.read()
-        writer.close()
-
-    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
-        url = f"ws://127.0.0.1:{server.sockets[0].getsockname()[1]}/"
-        async with run_example(url) as example:
-            code, _, errors = await example.end()
-    assert code == 1
-    assert errors.startswith(f"{url}: ")
-    assert errors.count("\n") == 1
-    assert "closed" not in errors

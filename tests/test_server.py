@@ -504,17 +504,24 @@ async def test_pages_of_this_host_and_of_allowed_origins(aiohttp_server: Any) ->
 
 
 HANDSHAKE = (
-    "GET /chat HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+    "{} /chat HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
     "Sec-WebSocket-Key: {}\r\nSec-WebSocket-Version: {}\r\n\r\n"
 )
 
 
 @pytest.mark.parametrize(
-    ("key", "version"), [("\xff" * 24, "13"), ("", "13"), ("short", "13"), ("A" * 22 + "==", "99")]
+    ("method", "key", "version"),
+    [
+        ("GET", "\xff" * 24, "13"),
+        ("GET", "", "13"),
+        ("GET", "short", "13"),
+        ("GET", "A" * 22 + "==", "99"),
+        ("HEAD", "A" * 22 + "==", "13"),
+    ],
 )
-async def test_handshake_that_is_none(url: Any, app: web.Application, key: str, version: str) -> None:
+async def test_handshake_that_is_none(url: Any, app: web.Application, method: str, key: str, version: str) -> None:
     reader, writer = await asyncio.open_connection(url.host, url.port)
-    writer.write(HANDSHAKE.format(key, version).encode("latin-1"))
+    writer.write(HANDSHAKE.format(method, key, version).encode("latin-1"))
     status = await asyncio.wait_for(reader.readline(), TIMEOUT)
     assert status.startswith((b"HTTP/1.1 426 ", b"HTTP/1.1 400 "))
     writer.close()

@@ -1,0 +1,142 @@
+"""What all client scripts have in common: they meet servers and surroundings that misbehave, each as a process."""
+
+import asyncio
+import base64
+import hashlib
+import os
+import re
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiohttp import web
+
+from tests.conftest import ROOT, TIMEOUT, UNWANTED
+
+SCRIPTS = ["client_echo_example.py", "client.py", "examples/math_student.py", "examples/math_client.py"]
+# Runs a script in whose time all timeouts pass fifty times as fast.
+FASTER = """
+import aiohttp, asyncio, runpy, sys
+ClientTimeout, timeout = aiohttp.ClientTimeout, asyncio.timeout
+aiohttp.ClientTimeout = lambda seconds: ClientTimeout(seconds / 50)
+asyncio.timeout = lambda seconds: timeout(seconds and seconds / 50)
+sys.argv.pop(0)
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+async def run(script: str, url: str, shell: str = "", **environment: str) -> tuple[str, str]:
+    """Run a script until it ends, which it has to do with an error; return its output and its one sentence."""
+    # aioconsole leaves the standard streams open, which would be a ResourceWarning.
+    warnings = "ignore::ResourceWarning" if script == "client.py" else "error"
+    command = ["sh", "-c", f'exec "$@" {shell}', "sh", sys.executable, "-W", warnings, "-c", FASTER, str(ROOT / script)]
+    process = await asyncio.create_subprocess_exec(
+        *command,
+        "--url",
+        url,
+        stdin=subprocess.DEVNULL if script != "client.py" else subprocess.PIPE,  # where nobody types anything
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**os.environ, **environment},
+    )
+    try:
+        assert process.stdout
+        assert process.stderr
+        output, errors, code = await asyncio.wait_for(
+            asyncio.gather(process.stdout.read(), process.stderr.read(), process.wait()), TIMEOUT
+        )
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.communicate()
+        elif process.stdin:
+            process.stdin.close()
+    assert code == 1, errors.decode()
+    assert errors.count(b"\n") == 1, errors.decode()
+    assert not UNWANTED.search(errors.decode())
+    assert errors.decode().startswith(f"{url}: ")
+    return output.decode(), errors.decode().removeprefix(f"{url}: ")
+
+
+async def run_all(url: str, *scripts: str) -> list[str]:
+    """Run scripts at once; return their sentences."""
+    return [sentence for _, sentence in await asyncio.gather(*(run(script, url) for script in scripts or SCRIPTS))]
+
+
+async def test_server_that_does_not_answer_the_handshake() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:  # the system connects, and nobody is there
+        sentences = await run_all(f"ws://127.0.0.1:{listener.getsockname()[1]}/")
+    assert sentences == ["the server does not answer.\n"] * 4
+
+
+async def test_server_that_does_not_answer_a_request(aiohttp_server: Any) -> None:
+    """The chat from a terminal needs to know which answer belongs to which request."""
+
+    async def view(request: web.Request) -> web.WebSocketResponse:
+        websocket = web.WebSocketResponse()
+        await websocket.prepare(request)
+        if request.path == "/welcome":
+            await websocket.send_json({"action": "connecting", "room": "default", "user": "User1000"})
+        async for _ in websocket:
+            pass
+        return websocket
+
+    app = web.Application()
+    app.add_routes([web.get("/welcome", view), web.get("/silent", view)])
+    url = (await aiohttp_server(app)).make_url("/")
+    for path in ("welcome", "silent"):
+        assert await run_all(str(url / path), "client.py") == ["the server does not answer.\n"]
+
+
+@pytest.mark.parametrize(("data", "problem"), [(b"\x83\x00", "opcode=3"), (b"\x81\x01\xff", "UTF-8")])
+async def test_server_that_sends_a_broken_frame(data: bytes, problem: str) -> None:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        request = (await reader.readuntil(b"\r\n\r\n")).decode()
+        (key,) = re.findall(r"Sec-WebSocket-Key: (\S+)", request)
+        accept = base64.b64encode(hashlib.sha1(f"{key}258EAFA5-E914-47DA-95CA-C5AB0DC85B11".encode()).digest())
+        head = b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+        writer.write(head + b"Sec-WebSocket-Accept: " + accept + b"\r\n\r\n" + data)
+        await reader.read()
+        writer.close()
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+        sentences = await run_all(f"ws://127.0.0.1:{server.sockets[0].getsockname()[1]}/")
+    assert len(set(sentences)) == 1
+    assert problem in sentences[0]
+
+
+async def test_address_without_a_scheme() -> None:
+    assert await run_all("//localhost") == ["this is not the address of a WebSocket.\n"] * 4
+
+
+@pytest.fixture
+async def url_of_a_short_talk(aiohttp_server: Any) -> str:
+    """The address of a server that says something, with letters that are not in ASCII, and goes."""
+
+    async def view(request: web.Request) -> web.WebSocketResponse:
+        websocket = web.WebSocketResponse()
+        await websocket.prepare(request)
+        await websocket.send_str('{"action": "connecting", "room": "default", "user": "User1000"}')
+        await websocket.send_str('{"action": "chat_message", "user": "Zoë", "message": "1 + 1"}')
+        await websocket.close()
+        return websocket
+
+    app = web.Application()
+    app.add_routes([web.get("/", view)])
+    return str((await aiohttp_server(app)).make_url("/"))
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+async def test_output_that_takes_only_ascii(url_of_a_short_talk: str, script: str, tmp_path: Path) -> None:
+    file = tmp_path / "output"
+    _, sentence = await run(script, url_of_a_short_talk, f"> {file}", PYTHONIOENCODING="ascii")
+    assert sentence == "the server closed the connection.\n"
+    assert r"Zo\xeb" in file.read_text()
+
+
+@pytest.mark.parametrize("script", [script for script in SCRIPTS if script != "client.py"])
+async def test_output_that_is_closed(url_of_a_short_talk: str, script: str) -> None:
+    assert await run(script, url_of_a_short_talk, ">&-") == ("", "the server closed the connection.\n")

@@ -12,6 +12,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from aiohttp import WSCloseCode, web
+from aiohttp.http import HttpProcessingError
 
 from utils import BadRequest, ClientSocket, Rooms, broadcast, change_nick, change_room, encode, pick_name
 from utils import read_json, read_request, receive, remove_user, retrieve_users, send
@@ -203,12 +204,18 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+def is_our_error(record: logging.LogRecord) -> bool:
+    """Return False for what aiohttp logs, with a traceback, of a request that is no HTTP: any stranger can send one."""
+    return not (record.exc_info and isinstance(record.exc_info[1], HttpProcessingError))
+
+
 def main() -> None:
     """Serve until SIGINT or SIGTERM."""
     arguments = parse_arguments(sys.argv[1:])
     host, port = arguments.host, arguments.port
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     logger.setLevel(logging.DEBUG if arguments.verbose else logging.INFO)
+    logging.getLogger("aiohttp.server").addFilter(is_our_error)
     show = functools.partial(print, flush=True)
     try:
         web.run_app(

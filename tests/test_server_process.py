@@ -111,6 +111,23 @@ async def test_clients_that_vanish_during_the_handshake(server: Server, join: Jo
     assert joined == left
 
 
+@pytest.mark.parametrize(
+    "nonsense",
+    [
+        b"GET / HTTP/9.9\r\n\r\n",
+        b"\x16\x03\x01\r\n\r\n",
+        b"GET / HTTP/1.1\r\nContent-Length: x\r\n\r\n",
+        b"GET /" + b"x" * 10_000 + b" HTTP/1.1\r\n\r\n",
+    ],
+)
+def test_request_that_is_no_http(server: Server, nonsense: bytes) -> None:
+    """Nobody can fill the log with tracebacks."""
+    with socket.create_connection(("127.0.0.1", server.port), TIMEOUT) as plain:
+        plain.sendall(nonsense)
+        assert b" 400 " in plain.recv(100)
+    assert server.log == ""
+
+
 COMMANDS = {
     "aiohttp": [
         *(

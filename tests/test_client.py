@@ -410,22 +410,6 @@ async def test_server_goes_away(
     server.process.wait()
 
 
-async def test_server_that_is_not_there(start: Start, unused_tcp_port: int) -> None:
-    url = f"ws://127.0.0.1:{unused_tcp_port}/chat"
-    bob = start("--url", url, columns=200)
-    assert await bob.end() == 1
-    await eventually(lambda: bob.rows[0])
-    assert bob.rows[0].startswith(f"{url}: Cannot connect to host 127.0.0.1:{unused_tcp_port}")
-    assert len(bob.rows) == 1
-
-
-@pytest.mark.parametrize("url", ["localhost:8080", "nonsense"])
-async def test_address_that_is_none(start: Start, url: str) -> None:
-    bob = start("--url", url)
-    assert await bob.end() == 1
-    await bob.shows(f"{url}: this is not the address of a WebSocket.")
-
-
 # Without a terminal
 
 

@@ -101,29 +101,6 @@ async def test_says_goodbye(aiohttp_server: Any, signal_number: signal.Signals, 
     assert close_codes == [1000]
 
 
-async def test_server_that_is_not_there(unused_tcp_port: int) -> None:
-    url = f"ws://127.0.0.1:{unused_tcp_port}/echo"
-    async with run_example(url) as example:
-        code, output, errors = await example.end()
-    assert (code, output) == (1, b"")
-    assert errors.startswith(f"{url}: Cannot connect to host 127.0.0.1:{unused_tcp_port}")
-    assert errors.count("\n") == 1
-
-
-@pytest.mark.parametrize("url", ["localhost:8080", "nonsense", "http://[::1"])
-async def test_address_that_is_none(url: str) -> None:
-    async with run_example(url) as example:
-        assert await example.end() == (1, b"", f"{url}: this is not the address of a WebSocket.\n")
-
-
-async def test_address_that_is_no_websocket(server: Server) -> None:
-    async with run_example(f"{server.url}/nowhere") as example:
-        code, output, errors = await example.end()
-    assert (code, output) == (1, b"")
-    assert "404" in errors
-    assert errors.count("\n") == 1
-
-
 @pytest.mark.parametrize("signal_number", [signal.SIGTERM, signal.SIGKILL])
 async def test_server_goes_away(start_server: Callable[..., Server], signal_number: signal.Signals) -> None:
     server = start_server()

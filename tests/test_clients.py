@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from tests.conftest import ROOT, TIMEOUT, UNWANTED
+from tests.conftest import ROOT, TIMEOUT, UNWANTED, Server
 
 SCRIPTS = ["client_echo_example.py", "client.py", "examples/math_student.py", "examples/math_client.py"]
 # Runs a script in whose time all timeouts pass fifty times as fast.
@@ -61,9 +61,9 @@ async def run(script: str, url: str, shell: str = "", **environment: str) -> tup
     return output.decode(), errors.decode().removeprefix(f"{url}: ")
 
 
-async def run_all(url: str, *scripts: str) -> list[str]:
-    """Run scripts at once; return their sentences."""
-    return [sentence for _, sentence in await asyncio.gather(*(run(script, url) for script in scripts or SCRIPTS))]
+async def run_all(url: str) -> list[str]:
+    """Run all scripts at once; return their sentences."""
+    return [sentence for _, sentence in await asyncio.gather(*(run(script, url) for script in SCRIPTS))]
 
 
 async def test_server_that_does_not_answer_the_handshake() -> None:
@@ -87,8 +87,8 @@ async def test_server_that_does_not_answer_a_request(aiohttp_server: Any) -> Non
     app = web.Application()
     app.add_routes([web.get("/welcome", view), web.get("/silent", view)])
     url = (await aiohttp_server(app)).make_url("/")
-    for path in ("welcome", "silent"):
-        assert await run_all(str(url / path), "client.py") == ["the server does not answer.\n"]
+    endings = await asyncio.gather(*(run("client.py", str(url / path)) for path in ("welcome", "silent")))
+    assert [sentence for _, sentence in endings] == ["the server does not answer.\n"] * 2
 
 
 @pytest.mark.parametrize(("data", "problem"), [(b"\x83\x00", "opcode=3"), (b"\x81\x01\xff", "UTF-8")])
@@ -108,8 +108,24 @@ async def test_server_that_sends_a_broken_frame(data: bytes, problem: str) -> No
     assert problem in sentences[0]
 
 
-async def test_address_without_a_scheme() -> None:
-    assert await run_all("//localhost") == ["this is not the address of a WebSocket.\n"] * 4
+@pytest.mark.parametrize("url", ["localhost:8080", "nonsense", "http://[::1", "//localhost"])
+async def test_address_that_is_none(url: str) -> None:
+    assert await run_all(url) == ["this is not the address of a WebSocket.\n"] * 4
+
+
+async def test_address_of_nothing() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # and nobody listens
+        port = taken.getsockname()[1]
+        sentences = await run_all(f"ws://127.0.0.1:{port}/")
+    assert len(set(sentences)) == 1
+    assert sentences[0].startswith(f"Cannot connect to host 127.0.0.1:{port}")
+
+
+async def test_address_of_something_else(server: Server) -> None:
+    sentences = await run_all(f"{server.url}/nowhere")
+    assert len(set(sentences)) == 1
+    assert "404" in sentences[0]
 
 
 @pytest.fixture
@@ -129,14 +145,16 @@ async def url_of_a_short_talk(aiohttp_server: Any) -> str:
     return str((await aiohttp_server(app)).make_url("/"))
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
-async def test_output_that_takes_only_ascii(url_of_a_short_talk: str, script: str, tmp_path: Path) -> None:
-    file = tmp_path / "output"
-    _, sentence = await run(script, url_of_a_short_talk, f"> {file}", PYTHONIOENCODING="ascii")
-    assert sentence == "the server closed the connection.\n"
-    assert r"Zo\xeb" in file.read_text()
+async def test_output_that_takes_only_ascii(url_of_a_short_talk: str, tmp_path: Path) -> None:
+    files = [tmp_path / str(number) for number in range(4)]
+    runs = (
+        run(script, url_of_a_short_talk, f"> {file}", PYTHONIOENCODING="ascii")
+        for script, file in zip(SCRIPTS, files, strict=True)
+    )
+    assert await asyncio.gather(*runs) == [("", "the server closed the connection.\n")] * 4
+    assert all(r"Zo\xeb" in file.read_text() for file in files)
 
 
-@pytest.mark.parametrize("script", [script for script in SCRIPTS if script != "client.py"])
-async def test_output_that_is_closed(url_of_a_short_talk: str, script: str) -> None:
-    assert await run(script, url_of_a_short_talk, ">&-") == ("", "the server closed the connection.\n")
+async def test_output_that_is_closed(url_of_a_short_talk: str) -> None:
+    runs = (run(script, url_of_a_short_talk, ">&-") for script in SCRIPTS if script != "client.py")
+    assert await asyncio.gather(*runs) == [("", "the server closed the connection.\n")] * 3

@@ -1,6 +1,5 @@
 """The bot that answers: as a process of its own, in a room of the real server."""
 
-import re
 import runpy
 import signal
 from collections.abc import Awaitable, Callable, Iterator
@@ -12,7 +11,7 @@ from pytest_aiohttp import AiohttpServer
 
 from server import init_app
 from tests.conftest import ROOT, Member, Server
-from tests.test_math_student import NEVER, Bot, bots, closed_port, odd_chat, see_enter
+from tests.test_math_student import NEVER, Bot, bots, odd_chat, see_enter
 
 Join = Callable[..., Awaitable[Member]]
 
@@ -200,20 +199,6 @@ async def test_says_goodbye_on_ctrl_c_and_sigterm(chat: str, join: Join, start_c
         assert await alice.hear() == {"action": "left", "room": "math", "user": number.name, "shame": False}
         assert await client.ends() == 0
         assert client.errors == ""
-
-
-async def test_says_that_there_is_no_server(start_client: Callable[..., Bot]) -> None:
-    with closed_port() as port:
-        client = start_client(f"http://127.0.0.1:{port}")
-        assert await client.ends() == 1
-    assert re.fullmatch(rf"ws://127\.0\.0\.1:{port}/chat: Cannot connect .*\.\n", client.errors)
-
-
-@pytest.mark.parametrize("url", ["banana", "ftp://localhost"])
-async def test_says_that_an_address_is_none(url: str, start_client: Callable[..., Bot]) -> None:
-    client = start_client(url)
-    assert await client.ends() == 1
-    assert client.errors == f"{url}/chat: this is not the address of a WebSocket.\n"
 
 
 async def test_ends_with_the_server(server: Server, start_client: Callable[..., Bot]) -> None:

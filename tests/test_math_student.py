@@ -6,7 +6,6 @@ import re
 import runpy
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable, Iterator
@@ -108,14 +107,6 @@ def bots(script: str, directory: Path) -> Iterator[Callable[..., Bot]]:
         for bot in started:
             bot.process.kill()
             bot.process.wait()
-
-
-@contextmanager
-def closed_port() -> Iterator[int]:
-    """Keep a port on which nobody listens."""
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        yield taken.getsockname()[1]
 
 
 def odd_chat(received: list[Any], broadcast: dict[str, Any], refused: str = "") -> web.Application:
@@ -252,20 +243,6 @@ async def test_does_not_share_its_name(chat: str, join: Join, start_student: Cal
     joined = await other.hear()
     assert joined == {"action": "joined", "room": "math", "user": joined["user"]}
     assert await other.hear() == {"action": "left", "room": "math", "user": joined["user"], "shame": False}
-
-
-async def test_says_that_there_is_no_server(start_student: Callable[..., Bot]) -> None:
-    with closed_port() as port:
-        student = start_student(f"http://127.0.0.1:{port}")
-        assert await student.ends() == 1
-    assert re.fullmatch(rf"ws://127\.0\.0\.1:{port}/chat: Cannot connect .*\.\n", student.errors)
-
-
-@pytest.mark.parametrize("url", ["banana", "ftp://localhost"])
-async def test_says_that_an_address_is_none(url: str, start_student: Callable[..., Bot]) -> None:
-    student = start_student(url)
-    assert await student.ends() == 1
-    assert student.errors == f"{url}/chat: this is not the address of a WebSocket.\n"
 
 
 async def test_ends_with_the_server(server: Server, start_student: Callable[..., Bot]) -> None:

@@ -144,11 +144,10 @@ async def open_websocket(request: web.Request) -> AsyncIterator[ClientSocket]:
             raise web.HTTPServiceUnavailable(text="This server is shutting down.")
         check_origin(request)
         await websocket.prepare(request)
-        if (transport := request.transport) is None:
-            raise ConnectionResetError
     except (ConnectionError, ValueError):  # the client is gone already, or its Sec-WebSocket-Key is not even ASCII
         raise web.HTTPBadRequest(text="This handshake failed.") from None
-    websocket.transport, websocket.dropped = transport, 0
+    assert request.transport  # prepare() has just written to it
+    websocket.transport, websocket.dropped = request.transport, 0
     tasks, task = request.app[VIEW_TASKS], asyncio.current_task()
     assert task  # a view always runs in one
     tasks.add(task)
@@ -156,13 +155,13 @@ async def open_websocket(request: web.Request) -> AsyncIterator[ClientSocket]:
         yield websocket
     except asyncio.CancelledError:  # by shutdown()
         await websocket.close(code=WSCloseCode.GOING_AWAY)
-        transport.abort()
+        websocket.transport.abort()
         raise
     finally:
         tasks.remove(task)
         await websocket.close()
         # What a client does not read would stay in memory for ever.
-        asyncio.get_running_loop().call_later(CLOSE_TIMEOUT, transport.abort)
+        asyncio.get_running_loop().call_later(CLOSE_TIMEOUT, websocket.transport.abort)
 
 
 def check_origin(request: web.Request) -> None:

@@ -17,12 +17,12 @@ from aiohttp import web
 from tests.conftest import ROOT, TIMEOUT, UNWANTED, Server
 
 SCRIPTS = ["client_echo_example.py", "client.py", "examples/math_student.py", "examples/math_client.py"]
-# Runs a script in whose time all timeouts pass fifty times as fast.
-FASTER = """
-import aiohttp, asyncio, runpy, sys
-ClientTimeout, timeout = aiohttp.ClientTimeout, asyncio.timeout
-aiohttp.ClientTimeout = lambda seconds: ClientTimeout(seconds / 50)
-asyncio.timeout = lambda seconds: timeout(seconds and seconds / 50)
+# Runs a script whose timeouts are so many times as short.
+HURRY = """
+import aiohttp, asyncio, os, runpy, sys
+ClientTimeout, timeout, hurry = aiohttp.ClientTimeout, asyncio.timeout, int(os.environ["HURRY"])
+aiohttp.ClientTimeout = lambda seconds: ClientTimeout(seconds / hurry)
+asyncio.timeout = lambda seconds: timeout(seconds and seconds / hurry)
 sys.argv.pop(0)
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
@@ -32,7 +32,7 @@ async def run(script: str, url: str, shell: str = "", **environment: str) -> tup
     """Run a script until it ends, which it has to do with an error; return its output and its one sentence."""
     # aioconsole leaves the standard streams open, which would be a ResourceWarning.
     warnings = "ignore::ResourceWarning" if script == "client.py" else "error"
-    command = ["sh", "-c", f'exec "$@" {shell}', "sh", sys.executable, "-W", warnings, "-c", FASTER, str(ROOT / script)]
+    command = ["sh", "-c", f'exec "$@" {shell}', "sh", sys.executable, "-W", warnings, "-c", HURRY, str(ROOT / script)]
     process = await asyncio.create_subprocess_exec(
         *command,
         "--url",
@@ -40,7 +40,7 @@ async def run(script: str, url: str, shell: str = "", **environment: str) -> tup
         stdin=subprocess.DEVNULL if script != "client.py" else subprocess.PIPE,  # where nobody types anything
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        env={**os.environ, **environment},
+        env={**os.environ, "HURRY": "1", **environment},
     )
     try:
         assert process.stdout
@@ -61,14 +61,15 @@ async def run(script: str, url: str, shell: str = "", **environment: str) -> tup
     return output.decode(), errors.decode().removeprefix(f"{url}: ")
 
 
-async def run_all(url: str) -> list[str]:
+async def run_all(url: str, **environment: str) -> list[str]:
     """Run all scripts at once; return their sentences."""
-    return [sentence for _, sentence in await asyncio.gather(*(run(script, url) for script in SCRIPTS))]
+    endings = await asyncio.gather(*(run(script, url, **environment) for script in SCRIPTS))
+    return [sentence for _, sentence in endings]
 
 
 async def test_server_that_does_not_answer_the_handshake() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:  # the system connects, and nobody is there
-        sentences = await run_all(f"ws://127.0.0.1:{listener.getsockname()[1]}/")
+        sentences = await run_all(f"ws://127.0.0.1:{listener.getsockname()[1]}/", HURRY="50")
     assert sentences == ["the server does not answer.\n"] * 4
 
 
@@ -87,7 +88,7 @@ async def test_server_that_does_not_answer_a_request(aiohttp_server: Any) -> Non
     app = web.Application()
     app.add_routes([web.get("/welcome", view), web.get("/silent", view)])
     url = (await aiohttp_server(app)).make_url("/")
-    endings = await asyncio.gather(*(run("client.py", str(url / path)) for path in ("welcome", "silent")))
+    endings = await asyncio.gather(*(run("client.py", str(url / path), HURRY="50") for path in ("welcome", "silent")))
     assert [sentence for _, sentence in endings] == ["the server does not answer.\n"] * 2
 
 

@@ -4,6 +4,7 @@ import argparse
 import asyncio
 import functools
 import logging
+import signal
 import sys
 import warnings
 from collections import defaultdict
@@ -105,9 +106,9 @@ async def ws_chat(request: web.Request) -> web.WebSocketResponse:
                         answer = {"action": "user_list", "success": True, "room": asked, "users": users}
                 send(websocket, encode(answer))
         finally:
-            # A close frame from the client leaves our side open (autoclose=False). If that is closed by now,
-            # the connection broke or had to be ended: nobody said goodbye.
-            shame = websocket.closed
+            # A close frame from the client leaves our side open (autoclose=False). If that is closed by now, or was
+            # dropped, nobody said goodbye.
+            shame = websocket.closed or websocket.dropped > 0
             remove_user(rooms, room, user)
             if websocket.dropped:
                 logger.warning("Dropped %r in %r as too slow: %d bytes unsent", user, room, websocket.dropped)
@@ -170,8 +171,9 @@ def check_origin(request: web.Request) -> None:
     A browser says in Origin where a page comes from; other clients send none.
     """
     origin = request.headers.get("Origin", "").lower()
-    here = request.host.lower()
-    if origin and origin not in (f"http://{here}", f"https://{here}", *request.app[ALLOWED_ORIGINS]):
+    host = request.host.lower()
+    here = (f"http://{host.removesuffix(':80')}", f"https://{host.removesuffix(':443')}")  # an Origin has no such port
+    if origin and origin not in (*here, *request.app[ALLOWED_ORIGINS]):
         logger.info("Refused a page of %r", origin)
         raise web.HTTPForbidden(text=f"Pages of {origin} may not connect; --allow-origin {origin} lets them.")
 
@@ -222,8 +224,12 @@ def main() -> None:
         )
     except web.GracefulExit:
         pass  # Ctrl+C again, while the first was being obeyed
-    except (OSError, OverflowError) as error:
+    except (OSError, OverflowError, UnicodeError) as error:
         sys.exit(f"Cannot listen on {host}:{port}: {error}.")
+    finally:
+        # The event loop has given the signals back. One more, now, must not change the exit code.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 if __name__ == "__main__":

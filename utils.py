@@ -75,6 +75,8 @@ async def receive(websocket: ClientSocket) -> AsyncIterator[WSMessage]:
                 send(websocket, frame(message.data, WSMsgType.PONG))
             elif message.type in (WSMsgType.TEXT, WSMsgType.BINARY):
                 yield message
+            if websocket.dropped:
+                return  # what it had sent before does not count any more
             # The loop never pauses while messages are waiting. This gives everyone else a turn, so that
             # a client that sends as fast as it can holds up nobody but itself.
             await asyncio.sleep(0)

@@ -1,6 +1,7 @@
 """The wire protocol, row by row, over real sockets: what each one hears, whole, and what nobody may hear."""
 
 import asyncio
+import functools
 import json
 import random
 import re
@@ -452,6 +453,24 @@ async def test_end_of_a_client_that_does_not_read(
     await eventually(lambda: is_gone(transport))
 
 
+async def test_nothing_counts_that_comes_after_a_drop(
+    url: Any, join: Join, stalled: tuple[RawClient, asyncio.Transport]
+) -> None:
+    """Neither what a member said before it was dropped, if the server reads it only then, nor its goodbye."""
+    witness, (raw, transport) = await join(url), stalled
+    message = raw.text(action="chat_message", message="x" * 10_000)
+    while transport.get_write_buffer_size() < MAX_BACKLOG - 15_000:
+        more = transport.get_write_buffer_size() + 1
+        raw.writer.write(message)
+        await eventually(functools.partial(lambda size: transport.get_write_buffer_size() >= size, more))
+    # All of this arrives together.
+    raw.writer.write(message * 3 + raw.text(action="chat_message", message="afterwards") + raw.frame(8, b""))
+    while (body := await witness.hear())["action"] == "chat_message":
+        assert body["message"] == "x" * 10_000
+    assert body == left("default", body["user"], shame=True)
+    assert await witness.catch_up() == []
+
+
 async def test_shutdown_with_a_client_that_does_not_read(
     app: web.Application, stalled: tuple[RawClient, asyncio.Transport]
 ) -> None:
@@ -493,11 +512,14 @@ async def test_pages_of_this_host_and_of_allowed_origins(aiohttp_server: Any) ->
     url = (await aiohttp_server(app)).make_url("/")
     host = f"{url.host}:{url.port}"
     allowed = [f"http://{host}", f"https://{host}", "https://one.example", "https://two.example:8443", None]
+    behind_a_proxy = [("http://x.example", "x.example:80"), ("https://[::1]", "[::1]:443")]  # which adds the port
     async with aiohttp.ClientSession() as session:
         for origin in allowed:
             async with session.ws_connect(url / "echo", origin=origin) as websocket:
                 await websocket.send_json(origin)
                 assert await websocket.receive_json(timeout=TIMEOUT) == {"echo": origin}
+        for origin, host in behind_a_proxy:
+            await (await session.ws_connect(url / "echo", origin=origin, headers={"Host": host})).close()
         for origin in ("http://one.example", "https://one.example:444", "https://two.example"):
             with pytest.raises(aiohttp.WSServerHandshakeError):
                 await session.ws_connect(url / "echo", origin=origin)

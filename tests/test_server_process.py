@@ -8,6 +8,7 @@ import socket
 import struct
 import subprocess
 import sys
+import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -190,7 +191,7 @@ def test_port_that_is_taken(server: Server) -> None:
     assert ended.stderr.count("\n") == 1
 
 
-@pytest.mark.parametrize("options", [("--port", "99999"), ("--host", "256.0.0.1")])
+@pytest.mark.parametrize("options", [("--port", "99999"), ("--host", "256.0.0.1"), ("--host", "a..b")])
 def test_address_that_is_none(options: tuple[str, str]) -> None:
     ended = run_server(*options)
     assert (ended.returncode, ended.stdout) == (1, "")
@@ -301,6 +302,16 @@ async def test_shutdown_while_clients_come_and_go(start_server: Callable[..., Se
     lazy.close()
     assert set(ends) <= {1001, 503, None}
     server.stop()
+
+
+@pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGTERM])
+def test_signal_that_comes_twice(start_server: Callable[..., Server], signal_number: signal.Signals) -> None:
+    """`timeout` and others signal a whole group of processes, in which uv passes its own signal on."""
+    for _ in range(3):
+        server = start_server()
+        server.process.send_signal(signal_number)
+        time.sleep(0.01)
+        server.stop(signal_number)
 
 
 async def test_second_ctrl_c(start_server: Callable[..., Server], connect_raw: ConnectRaw) -> None:

@@ -232,6 +232,11 @@ def split(text: str, columns: int) -> Iterator[str]:
 
 async def run(arguments: argparse.Namespace) -> str | None:
     """Chat until the user leaves; return a sentence if it ended in another way."""
+    # Ctrl+C and SIGTERM cancel this task, and it the others. (Python's own KeyboardInterrupt could hit asyncio itself.)
+    loop, task = asyncio.get_running_loop(), asyncio.current_task()
+    assert task
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: task.done() or loop.call_soon_threadsafe(task.cancel))
     terminal = Terminal()
     reason = "the server closed the connection"
     await terminal.open()
@@ -271,9 +276,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if not (sys.stdin and sys.stdout):
         sys.exit("The chat needs a standard input and output; /dev/null will do.")
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background of a shell script, it is ignored
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))  # ends it as Ctrl+C does
-    with contextlib.suppress(KeyboardInterrupt):
+    with contextlib.suppress(asyncio.CancelledError):
         sys.exit(asyncio.run(run(arguments)))
 
 

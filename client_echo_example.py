@@ -35,6 +35,11 @@ async def write(websocket: aiohttp.ClientWebSocketResponse) -> None:
 
 async def run(url: str) -> str:
     """Talk to the server until the connection ends; return a sentence that says why it did."""
+    # Ctrl+C and SIGTERM cancel this task, and it the others. (Python's own KeyboardInterrupt could hit asyncio itself.)
+    loop, task = asyncio.get_running_loop(), asyncio.current_task()
+    assert task
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: task.done() or loop.call_soon_threadsafe(task.cancel))
     reason = "the server closed the connection"
     try:
         async with (
@@ -60,9 +65,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--url", default="ws://localhost:8080/echo", help="default: %(default)s")
     url = parser.parse_args().url
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background of a shell script, it is ignored
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))  # ends it as Ctrl+C does
-    with contextlib.suppress(KeyboardInterrupt):
+    with contextlib.suppress(asyncio.CancelledError):
         sys.exit(asyncio.run(run(url)))
 
 

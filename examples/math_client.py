@@ -69,6 +69,11 @@ async def write(websocket: aiohttp.ClientWebSocketResponse, nick: str, requests:
 
 async def run(arguments: argparse.Namespace) -> str:
     """Answer sums until the connection ends; return a sentence that says why it did."""
+    # Ctrl+C and SIGTERM cancel this task, and it the others. (Python's own KeyboardInterrupt could hit asyncio itself.)
+    loop, task = asyncio.get_running_loop(), asyncio.current_task()
+    assert task
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: task.done() or loop.call_soon_threadsafe(task.cancel))
     reason, requests = "the server closed the connection", Requests()
     try:
         async with (
@@ -96,9 +101,7 @@ def main() -> None:
     parser.add_argument("--nick", default="MathBot", help="the name to try first (default: %(default)s)")
     if sys.stdout:  # it may not have letters for everything
         sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background of a shell script, it is ignored
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))  # ends it as Ctrl+C does
-    with contextlib.suppress(KeyboardInterrupt):
+    with contextlib.suppress(asyncio.CancelledError):
         sys.exit(asyncio.run(run(parser.parse_args())))
 
 

@@ -61,6 +61,11 @@ async def write(
 
 async def run(url: str, interval: float) -> str:
     """Ask and laugh until the connection ends; return a sentence that says why it did."""
+    # Ctrl+C and SIGTERM cancel this task, and it the others. (Python's own KeyboardInterrupt could hit asyncio itself.)
+    loop, task = asyncio.get_running_loop(), asyncio.current_task()
+    assert task
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: task.done() or loop.call_soon_threadsafe(task.cancel))
     reason = "the server closed the connection"
     entered = asyncio.Event()
     laughs: asyncio.Queue[str] = asyncio.Queue()
@@ -93,9 +98,7 @@ def main() -> None:
         parser.error("the interval has to be more than 0 seconds")
     if sys.stdout:  # it may not have letters for everything
         sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background of a shell script, it is ignored
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))  # ends it as Ctrl+C does
-    with contextlib.suppress(KeyboardInterrupt):
+    with contextlib.suppress(asyncio.CancelledError):
         sys.exit(asyncio.run(run(arguments.url, arguments.interval)))
 
 

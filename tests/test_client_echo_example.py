@@ -66,6 +66,7 @@ async def test_sends_again_at_every_interval(server: Server, monkeypatch: pytest
     import client_echo_example
 
     monkeypatch.setattr(client_echo_example, "INTERVAL", 0.01)
+    monkeypatch.setattr(signal, "signal", lambda number, handler: None)  # those of this process stay
     ending = asyncio.create_task(client_echo_example.run(f"{server.url}/echo"))
     async with asyncio.timeout(TIMEOUT):
         output = ""

@@ -5,6 +5,7 @@ import base64
 import hashlib
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -159,3 +160,31 @@ async def test_output_that_takes_only_ascii(url_of_a_short_talk: str, tmp_path: 
 async def test_output_that_is_closed(url_of_a_short_talk: str) -> None:
     runs = (run(script, url_of_a_short_talk, ">&-") for script in SCRIPTS if script != "client.py")
     assert await asyncio.gather(*runs) == [("", "the server closed the connection.\n")] * 3
+
+
+@pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGTERM])
+async def test_signal_that_comes_twice(server: Server, signal_number: signal.Signals) -> None:
+    """`timeout` and others signal a whole group of processes, in which uv passes its own signal on."""
+
+    async def leave(script: str) -> None:
+        path = "echo" if "echo" in script else "chat"
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, ROOT / script, "--url", f"{server.url}/{path}"),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        try:
+            assert process.stdout
+            await asyncio.wait_for(process.stdout.readline(), TIMEOUT)
+            process.send_signal(signal_number)
+            process.send_signal(signal_number)
+            code = await asyncio.wait_for(process.wait(), TIMEOUT)
+        finally:
+            if process.returncode is None:
+                process.kill()
+            _, errors = await process.communicate()
+        assert errors == b""
+        assert code in (0, -signal_number)  # the second may find a Python that is ending already
+
+    await asyncio.gather(*map(leave, SCRIPTS))

@@ -55,8 +55,9 @@ class Chat:
             if self.verbose:
                 await self.terminal.show(f"< {message.data!r}", FRAME)
             body: Any = None
-            with contextlib.suppress(ValueError, RecursionError):
-                body = json.loads(message.data) if message.type is aiohttp.WSMsgType.TEXT else None
+            if message.type is aiohttp.WSMsgType.TEXT:
+                with contextlib.suppress(ValueError, RecursionError):
+                    body = json.loads(message.data)
             match body:
                 case {"success": bool()} | {"action": "connecting", "room": str(), "user": str()}:
                     if not self.answer.done():
@@ -176,7 +177,8 @@ class Terminal:
 
     async def show(self, text: str, colour: str = "") -> None:
         """Show a text, above the line that is being typed."""
-        for row in split(clean(text), shutil.get_terminal_size().columns) if self.interactive else [clean(text)]:
+        text = clean(text)
+        for row in split(text, shutil.get_terminal_size().columns) if self.interactive else [text]:
             row = f"\033[{colour}m{row}\033[0m" if colour and self.coloured else row
             if self.interactive:
                 # Index and reverse index (ESC D, ESC M) make room below, if the cursor is on the last row. Then the
@@ -255,7 +257,7 @@ async def run(arguments: argparse.Namespace) -> str | None:
             return None
     except* ConnectionResetError:
         pass  # the writer noticed it before the reader
-    except* (aiohttp.InvalidURL, aiohttp.NonHttpUrlClientError, AssertionError):  # the last one for //host
+    except* (aiohttp.InvalidURL, aiohttp.NonHttpUrlClientError, AssertionError):  # aiohttp asserts, for //host
         reason = "this is not the address of a WebSocket"
     except* TimeoutError:
         reason = "the server does not answer"

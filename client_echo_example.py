@@ -53,7 +53,7 @@ async def run(url: str) -> str:
             writer.add_done_callback(lambda _: reader.cancel())
     except* ConnectionResetError:
         pass  # the writer noticed it before the reader
-    except* (aiohttp.InvalidURL, aiohttp.NonHttpUrlClientError, AssertionError):  # the last one for //host
+    except* (aiohttp.InvalidURL, aiohttp.NonHttpUrlClientError, AssertionError):  # aiohttp asserts, for //host
         reason = "this is not the address of a WebSocket"
     except* (aiohttp.ClientError, OSError) as errors:
         reason = str(errors.exceptions[0]) or "the server does not answer"
@@ -66,7 +66,7 @@ def main() -> None:
     parser.add_argument("--url", default="ws://localhost:8080/echo", help="default: %(default)s")
     url = parser.parse_args().url
     with contextlib.suppress(asyncio.CancelledError):
-        sys.exit(asyncio.run(run(url)))
+        sys.exit(asyncio.run(run(url)))  # prints the sentence, and tells the shell that it failed
 
 
 if __name__ == "__main__":

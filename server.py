@@ -33,7 +33,7 @@ PAGE_HEADERS = {
 
 ALLOWED_ORIGINS = web.AppKey("allowed_origins", set[str])
 VIEW_TASKS = web.AppKey("view_tasks", set["asyncio.Task[object]"])
-SHUTTING_DOWN = web.AppKey("shutting_down", asyncio.Event)
+SHUTTING_DOWN = web.AppKey("shutting_down", asyncio.Event)  # not a bool: a running app takes no new values
 
 logger = logging.getLogger("chat")
 
@@ -47,7 +47,7 @@ async def init_app(argv: Sequence[str] = ()) -> web.Application:
     app[VIEW_TASKS] = set()
     app[SHUTTING_DOWN] = asyncio.Event()
     app.add_routes([web.get("/echo", ws_echo), web.get("/chat", ws_chat)])
-    app.add_routes([web.get("/{part:|chat[.]js|chat[.]css}", page)])
+    app.add_routes([web.get(f"/{name}", page) for name in ("", "chat.js", "chat.css")])
     app.on_shutdown.append(shutdown)
     return app
 
@@ -119,7 +119,7 @@ async def ws_chat(request: web.Request) -> web.WebSocketResponse:
 
 async def page(request: web.Request) -> web.FileResponse:
     """Serve the web page, its script and its style sheet."""
-    return web.FileResponse(STATIC / (request.match_info["part"] or "index.html"), headers=PAGE_HEADERS)
+    return web.FileResponse(STATIC / (request.path[1:] or "index.html"), headers=PAGE_HEADERS)
 
 
 @asynccontextmanager
@@ -135,7 +135,7 @@ async def open_websocket(request: web.Request) -> AsyncIterator[ClientSocket]:
         max_msg_size=MAX_MESSAGE + 1,  # aiohttp refuses messages of this size, too
         autoping=False,  # receive() answers pings
         autoclose=False,  # a view can tell a close frame from a broken connection
-        compress=False,  # with compression, a browser's connection takes 168 KiB of memory instead of 16
+        compress=False,  # frame() does not compress, and to read what a browser compresses takes much memory
     )
     try:
         if request.method != "GET" or not websocket.can_prepare(request):
@@ -166,7 +166,7 @@ async def open_websocket(request: web.Request) -> AsyncIterator[ClientSocket]:
 
 
 def check_origin(request: web.Request) -> None:
-    """Raise HTTPForbidden for a page of another site, which could else chat in the name of whoever looks at it.
+    """Raise HTTPForbidden for a page of another site, which could otherwise chat in the name of whoever looks at it.
 
     A browser says in Origin where a page comes from; other clients send none.
     """
@@ -182,7 +182,7 @@ async def shutdown(app: web.Application) -> None:
     """End all views at once; each says goodbye to its client and waits for the answer, CLOSE_TIMEOUT at most."""
     app[SHUTTING_DOWN].set()
     app["websockets"].clear()  # all go, so nobody is told that somebody went
-    tasks = app[VIEW_TASKS].copy()
+    tasks = app[VIEW_TASKS].copy()  # each takes itself out of the original
     for task in tasks:
         task.cancel("shutdown")
     await asyncio.gather(*tasks, return_exceptions=True)

@@ -101,15 +101,15 @@ def read_json(message: WSMessage) -> Any:
 
 def read_request(message: WSMessage) -> dict[str, Any]:
     """Return the request in a message, its action and the field that goes with it checked; raise BadRequest."""
-    body: dict[str, Any] = read_json(message)
-    action = body.get("action") if isinstance(body, dict) else None
-    if not isinstance(action, str):
+    body = read_json(message)
+    if not isinstance(body, dict) or not isinstance(action := body.get("action"), str):
         raise BadRequest(f"A request is a JSON object with an action, one of {', '.join(REQUESTS)}.")
     if action not in REQUESTS:
         raise BadRequest(f"There is no such action; there are {', '.join(REQUESTS)}.", action)
     field, rule = REQUESTS[action]
     value = body.get(field)
-    if not isinstance(value, str) or not (is_name(value) if rule is NAME_RULE else value):
+    is_right = is_name if rule is NAME_RULE else bool
+    if not (isinstance(value, str) and is_right(value)):
         raise BadRequest(f"{action} needs the field {field}: {rule}.", action)
     return body
 
@@ -197,7 +197,7 @@ def change_nick(rooms: Rooms, room: str, user: str, nick: str) -> bool:
 
 def change_room(rooms: Rooms, room: str, user: str, new_room: str) -> bool:
     """Move a user and tell both rooms; return False if the user's name is taken in the new one."""
-    if user in retrieve_users(rooms, new_room):
+    if user in rooms.get(new_room, {}):
         return False
     rooms[new_room][user] = websocket = rooms[room][user]
     remove_user(rooms, room, user)

@@ -3,6 +3,7 @@
 import argparse
 import asyncio
 import contextlib
+import itertools
 import re
 import signal
 import sys
@@ -34,7 +35,7 @@ def clean(text: str) -> str:
 
 async def read(websocket: aiohttp.ClientWebSocketResponse, nick: str, requests: Requests) -> None:
     """Print what the server tells, and hand to the writer what there is to say to it."""
-    names = (nick[: 32 - len(str(number))] + str(number) for number in range(2, sys.maxsize))  # 32 characters at most
+    names = (nick[: 32 - len(str(number))] + str(number) for number in itertools.count(2))  # 32 characters at most
     async for frame in websocket:
         if frame.type is aiohttp.WSMsgType.ERROR:  # a frame that is broken, or no sign of life any more
             raise aiohttp.ClientError(frame.data)
@@ -74,7 +75,8 @@ async def run(arguments: argparse.Namespace) -> str:
     assert task
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: task.done() or loop.call_soon_threadsafe(task.cancel))
-    reason, requests = "the server closed the connection", Requests()
+    reason = "the server closed the connection"
+    requests: Requests = asyncio.Queue()
     try:
         async with (
             aiohttp.ClientSession(timeout=TIMEOUT) as session,
@@ -87,7 +89,7 @@ async def run(arguments: argparse.Namespace) -> str:
             writer.add_done_callback(lambda _: reader.cancel())
     except* ConnectionResetError:
         pass  # the writer noticed it before the reader
-    except* (aiohttp.InvalidURL, aiohttp.NonHttpUrlClientError, AssertionError):  # the last one for //host
+    except* (aiohttp.InvalidURL, aiohttp.NonHttpUrlClientError, AssertionError):  # aiohttp asserts, for //host
         reason = "this is not the address of a WebSocket"
     except* (aiohttp.ClientError, OSError) as errors:
         reason = str(errors.exceptions[0]) or "the server does not answer"

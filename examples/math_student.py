@@ -81,7 +81,7 @@ async def run(url: str, interval: float) -> str:
             writer.add_done_callback(lambda _: reader.cancel())
     except* ConnectionResetError:
         pass  # the writer noticed it before the reader
-    except* (aiohttp.InvalidURL, aiohttp.NonHttpUrlClientError, AssertionError):  # the last one for //host
+    except* (aiohttp.InvalidURL, aiohttp.NonHttpUrlClientError, AssertionError):  # aiohttp asserts, for //host
         reason = "this is not the address of a WebSocket"
     except* (aiohttp.ClientError, OSError) as errors:
         reason = str(errors.exceptions[0]) or "the server does not answer"

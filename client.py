@@ -199,7 +199,10 @@ class Terminal:
             self.writer.write(f"\0337\r\033[{size}@{coloured}\0338\033[{size}C")
             await self.writer.drain()
         self.prompting = self.interactive
-        line: bytes = await self.reader.readline()
+        try:
+            line: bytes = await self.reader.readline()
+        except AssertionError:  # from aioconsole, for a long last line without a newline
+            line = await self.reader.read()
         if not line:
             return None
         self.prompting = False

@@ -362,11 +362,12 @@ async def test_verbose(server: Server, join: Join, start: Start) -> None:
 
 async def test_message_that_is_too_long(server: Server, join: Join, tmp_path: Path) -> None:
     amy = await join(server.url, "Amy", "math")
-    typed = "x" * 66_000 + "\n" + "y" * 60_000 + "\n"
+    typed = "x" * 66_000 + "\n" + "y" * 60_000 + "\n" + "z" * 200_000  # the last line needs no newline
     code, output, errors = await pipe(server, typed.encode(), "--room", "math")
     assert (code, errors) == (0, "")
     too_long = 66_000 + len('{"action": "chat_message", "message": ""}')
     assert f"! This is too long: {too_long} bytes of 65536\n" in output
+    assert "! This is too long: 200041 bytes of 65536\n" in output
     said = [body["message"] for body in await amy.catch_up() if body["action"] == "chat_message"]
     assert said == ["y" * 60_000]
 

@@ -488,6 +488,7 @@ async def test_plain_get(url: Any, path: str) -> None:
     async with aiohttp.ClientSession() as session, session.get(url / path) as response:
         assert (response.status, response.reason) == (426, "Upgrade Required")
         assert response.headers["Upgrade"] == "websocket"
+        assert response.headers["Sec-WebSocket-Version"] == "13"
         assert len((await response.text()).split()) > 3
 
 
@@ -512,15 +513,21 @@ async def test_pages_of_this_host_and_of_allowed_origins(aiohttp_server: Any) ->
     url = (await aiohttp_server(app)).make_url("/")
     host = f"{url.host}:{url.port}"
     allowed = [f"http://{host}", f"https://{host}", "https://one.example", "https://two.example:8443", None]
-    behind_a_proxy = [("http://x.example", "x.example:80"), ("https://[::1]", "[::1]:443")]  # which adds the port
+    # A proxy may add the port, and the case of a host does not matter.
+    same = [
+        ("http://x.example", "X.example:80"),
+        ("https://[::1]", "[::1]:443"),
+        ("HTTP://X.EXAMPLE:8080", "x.example:8080"),
+    ]
     async with aiohttp.ClientSession() as session:
         for origin in allowed:
             async with session.ws_connect(url / "echo", origin=origin) as websocket:
                 await websocket.send_json(origin)
                 assert await websocket.receive_json(timeout=TIMEOUT) == {"echo": origin}
-        for origin, host in behind_a_proxy:
-            await (await session.ws_connect(url / "echo", origin=origin, headers={"Host": host})).close()
-        for origin in ("http://one.example", "https://one.example:444", "https://two.example"):
+        for origin, named in same:
+            await (await session.ws_connect(url / "echo", origin=origin, headers={"Host": named})).close()
+        others = [f"http://evil.{host}", f"http://{host}.evil", f"ftp://{host}", f"http://{host}/"]
+        for origin in ("http://one.example", "https://one.example:444", "https://two.example", *others):
             with pytest.raises(aiohttp.WSServerHandshakeError):
                 await session.ws_connect(url / "echo", origin=origin)
 
@@ -587,3 +594,10 @@ async def test_nothing_remains_of_rooms_that_are_empty(url: Any, join: Join, app
     assert who(app) == {"room 9999": ["Bob"]}
     await bob.leave()
     await eventually(lambda: not app["websockets"])
+
+
+def test_what_the_command_line_means() -> None:
+    options = server_module.parse_arguments([])
+    assert (options.host, options.port, options.verbose, options.allow_origin) == ("0.0.0.0", 8080, False, [])
+    options = server_module.parse_arguments(["--allow-origin", "https://One.example/"])
+    assert options.allow_origin == ["https://one.example"]

@@ -2,6 +2,7 @@
 
 import asyncio
 import importlib.util
+import logging
 import re
 import signal
 import socket
@@ -15,7 +16,9 @@ from typing import Any
 
 import aiohttp
 import pytest
+from aiohttp.http_exceptions import BadStatusLine
 
+from server import is_our_error
 from tests.conftest import ROOT, TIMEOUT, UNWANTED, Member, RawClient, Server, eventually
 
 Join = Callable[..., Awaitable[Member]]
@@ -204,6 +207,19 @@ def test_options_that_are_wrong(options: tuple[str, ...]) -> None:
     assert ended.returncode == 2
     assert re.search(r"server\.py: error: .*\n$", ended.stderr)
     assert "Traceback" not in ended.stderr
+
+
+def test_our_own_errors_are_logged(caplog: pytest.LogCaptureFixture) -> None:
+    logging.error("about nothing")
+    for error in (ValueError(), BadStatusLine()):
+        logging.error("about an exception", exc_info=error)
+    assert list(map(is_our_error, caplog.records)) == [True, True, False]
+
+
+async def test_allowed_origin(start_server: Callable[..., Server]) -> None:
+    server = start_server("--allow-origin", "https://one.example")
+    async with aiohttp.ClientSession() as session:
+        await (await session.ws_connect(f"{server.url}/echo", origin="https://one.example")).close()
 
 
 @pytest.mark.parametrize("options", [(), ("--verbose",)])

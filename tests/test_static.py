@@ -168,6 +168,7 @@ async def test_headers(server: Server) -> None:
                 assert response.content_type.endswith(content_type)  # with nosniff, a browser takes nothing else
                 policy = response.headers["Content-Security-Policy"]
                 assert "default-src 'none'" in policy
+                assert "frame-ancestors 'none'" in policy
                 assert "unsafe" not in policy
                 assert response.headers["X-Content-Type-Options"] == "nosniff"
                 assert response.headers["Cache-Control"] == "no-cache"

@@ -66,7 +66,7 @@ class Bot:
         self.output_path, self.errors_path = directory / "output", directory / "errors"
         command = [sys.executable, "-W", "error", shutil.copy(ROOT / "examples" / script, directory), *options]
         # No PYTHONUNBUFFERED, which would hide a print that lacks its flush.
-        environment = {"PATH": os.environ["PATH"], "PYTHONUTF8": "1"}
+        environment = {name: os.environ[name] for name in ("PATH", "SSL_CERT_FILE")} | {"PYTHONUTF8": "1"}
         command = ["sh", "-c", f'{shell} exec "$@"', "sh", *command]
         with self.output_path.open("wb") as output, self.errors_path.open("wb") as errors:
             self.process = subprocess.Popen(command, cwd=directory, env=environment, stdout=output, stderr=errors)

@@ -376,7 +376,7 @@ async def test_restart(start_server: Callable[..., Server], join: Join, open_pag
     await expect(lonely.get_by_role("status")).to_have_text(re.compile("^Connected"))
     before = await lonely.get_by_role("status").text_content() or ""
     await field(page, "Message").fill("half a sen")
-    server.stop()
+    crash(server)  # a shutdown takes two seconds more, as the pages wait for the end of the connection
     await expect(page.get_by_role("status")).to_have_text(re.compile("^Disconnected"))
     await enter(page, "Message", "half a sentence")
     await expect(await refusal(page, "Message")).to_contain_text("not sent")

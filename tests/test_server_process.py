@@ -113,9 +113,9 @@ async def test_clients_that_vanish_during_the_handshake(server: Server, join: Jo
             while "users" not in (body := await witness.hear()):
                 heard.append(body)
             users = body["users"]
-    joined = {body["user"] for body in heard if body["action"] == "joined"}
-    left = {body["user"] for body in heard if body["action"] == "left" and body["shame"]}
-    assert joined == left | {last.user}
+    joined = [body["user"] for body in heard if body["action"] == "joined"]  # a name may come back
+    left = [body["user"] for body in heard if body["action"] == "left" and body["shame"]]
+    assert sorted(joined) == sorted([*left, last.user])
     assert len(left) >= 33
 
 

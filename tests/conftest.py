@@ -19,6 +19,8 @@ from urllib.parse import urlsplit
 
 import aiohttp
 import pytest
+from aiohttp import web
+from yarl import URL
 
 ROOT = Path(__file__).parent.parent
 # Generous: a test waits for what it expects, and only a broken one waits this long.
@@ -167,6 +169,25 @@ async def start_script() -> AsyncIterator[Callable[..., Awaitable[Script]]]:
         if script.process.returncode is None:
             script.process.kill()
         await script.process.communicate()
+
+
+@pytest.fixture
+async def serve() -> AsyncIterator[Callable[[web.Application], Awaitable[URL]]]:
+    """Serve apps in this process with `url = await serve(app)`, as `python server.py` does.
+
+    aiohttp's own test server cancels a view as soon as its client hangs up, whatever the client has said before.
+    """
+    runners = []
+
+    async def serve(app: web.Application) -> URL:
+        runners.append(web.AppRunner(app, access_log=None, shutdown_timeout=1))
+        await runners[-1].setup()
+        await web.TCPSite(runners[-1], "127.0.0.1", 0).start()
+        return URL(f"http://127.0.0.1:{runners[-1].addresses[0][1]}/")
+
+    yield serve
+    for runner in runners:
+        await runner.cleanup()
 
 
 class Member:

@@ -12,9 +12,9 @@ from typing import Any
 import aiohttp
 import pytest
 from aiohttp import web
-from aiohttp.test_utils import TestServer
 
 import server as server_module
+import utils
 from server import init_app
 from tests.conftest import TIMEOUT, Member, RawClient, eventually
 from utils import MAX_BACKLOG
@@ -29,11 +29,9 @@ async def app() -> web.Application:
 
 
 @pytest.fixture
-async def url(app: web.Application, aiohttp_server: Any, caplog: pytest.LogCaptureFixture) -> Any:
+async def url(app: web.Application, serve: Any, caplog: pytest.LogCaptureFixture) -> Any:
     """The address of the app, served in this process; whatever happens to it, it logs no error."""
-    server: TestServer = await aiohttp_server(app)
-    yield server.make_url("/")
-    await server.close()
+    yield await serve(app)
     assert not [record for record in caplog.records if record.levelname in ("ERROR", "CRITICAL")]
 
 
@@ -396,7 +394,7 @@ async def test_client_that_does_not_answer_a_ping(
     url: Any, join: Join, connect_raw: ConnectRaw, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     witness = await join(url)
-    monkeypatch.setattr(server_module, "HEARTBEAT", 0.1)
+    monkeypatch.setattr(utils, "HEARTBEAT", 0.1)
     raw = await connect_raw(url)
     user = (await raw.hear())["user"]
     assert await raw.next_frame() == (9, b"")
@@ -406,7 +404,7 @@ async def test_client_that_does_not_answer_a_ping(
 async def test_client_that_answers_pings_stays(
     url: Any, connect_raw: ConnectRaw, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(server_module, "HEARTBEAT", 0.4)
+    monkeypatch.setattr(utils, "HEARTBEAT", 0.4)
     raw = await connect_raw(url, "/echo")
     for _ in range(2):
         assert await raw.next_frame() == (9, b"")
@@ -426,7 +424,7 @@ async def stalled(
     url: Any, app: web.Application, connect_raw: ConnectRaw, monkeypatch: pytest.MonkeyPatch
 ) -> tuple[RawClient, asyncio.Transport]:
     """A member with half a megabyte of unread confirmations, and the server's end of its connection."""
-    monkeypatch.setattr(server_module, "CLOSE_TIMEOUT", 0.2)
+    monkeypatch.setattr(utils, "CLOSE_TIMEOUT", 0.2)
     raw = await connect_raw(url, receive_buffer=4096)
     user = (await raw.hear())["user"]
     raw.writer.transport.pause_reading()  # type: ignore[attr-defined]
@@ -508,9 +506,9 @@ async def test_page_of_another_origin(url: Any, app: web.Application, path: str,
     assert who(app) == {}
 
 
-async def test_pages_of_this_host_and_of_allowed_origins(aiohttp_server: Any) -> None:
+async def test_pages_of_this_host_and_of_allowed_origins(serve: Any) -> None:
     app = await init_app(["--allow-origin", "https://one.example", "--allow-origin", "https://Two.example:8443/"])
-    url = (await aiohttp_server(app)).make_url("/")
+    url = await serve(app)
     host = f"{url.host}:{url.port}"
     allowed = [f"http://{host}", f"https://{host}", "https://one.example", "https://two.example:8443", None]
     # A proxy may add the port, and the case of a host does not matter.

@@ -74,8 +74,8 @@ async def ws_chat(request: web.Request) -> web.WebSocketResponse:
                     response = {"action": error.action, "success": False, "message": str(error)}
                 websocket.send(encode(response))
         finally:
-            leave(user, shame=not websocket.said_goodbye)
-            logger.info("%s disconnected%s", user, "" if websocket.said_goodbye else " without a goodbye")
+            leave(user, shame=websocket.vanished)
+            logger.info("%s disconnected%s", user, " without a goodbye" if websocket.vanished else "")
     return websocket
 
 
@@ -245,8 +245,8 @@ def main(init_app: AppFactory = init_app) -> None:
         sys.exit(f"Cannot listen on --host {host} --port {port}: {str(error).rstrip('.')}.")
     finally:
         # The event loop has given the signals back. One more, now, must not change the exit code.
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        for name in {"SIGINT", "SIGTERM", "SIGHUP"} & set(dir(signal)):  # Windows has no SIGHUP
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
 
 
 if __name__ == "__main__":

@@ -176,9 +176,9 @@ class ClientSocket(web.WebSocketResponse):
             raise web.HTTPUpgradeRequired(text="Open this address with a WebSocket client.", headers=headers) from None
 
     @property
-    def said_goodbye(self) -> bool:
-        """Whether the client has sent a close frame. As autoclose is off, our side is still open after one."""
-        return self.close_code is not None and not self.closed
+    def vanished(self) -> bool:
+        """Whether the client has disconnected without a close frame. After one, our side is open: autoclose is off."""
+        return self.closed or (self.close_code is None and self.transport.is_closing())
 
     def send(self, data: bytes) -> None:
         """Put a frame into the client's outbox. In the next turn of the event loop, all that is in there leaves."""

@@ -34,10 +34,12 @@ UNWANTED = re.compile(r"Traceback|Unclosed|never retrieved|was destroyed|Excepti
 class Server:
     """`python server.py` as a process of its own, on a free port, with every warning an error."""
 
-    def __init__(self, log: Path, *options: str, port: int = 0) -> None:
+    def __init__(self, log: Path, *options: str, port: int = 0, files: int | None = None) -> None:
         self.log_path = log
         self.read_before = 0  # characters of the log that belong to other tests
         command = [sys.executable, "-W", "error", "server.py", "--host", "127.0.0.1", "--port", str(port), *options]
+        if files:
+            command = ["sh", "-c", f'ulimit -n {files}; exec "$@"', "sh", *command]
         with log.open("w") as stderr:
             self.process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=stderr, text=True)
         assert self.process.stdout
@@ -54,8 +56,8 @@ class Server:
         return self.log_path.read_text()[self.read_before :]
 
     def is_empty(self) -> bool:
-        """Tell from the log whether all who have joined have left."""
-        return self.log.count(" joined ") == self.log.count(" left ")
+        """Tell from the log whether all who have connected have disconnected."""
+        return self.log.count(" connected\n") == self.log.count(" disconnected")
 
     def stop(self, signal_number: int = signal.SIGTERM) -> None:
         """End the process as an operator would, and see that it leaves nothing behind."""
@@ -71,11 +73,11 @@ class Server:
 
 @pytest.fixture
 def start_server(tmp_path: Path) -> Iterator[Callable[..., Server]]:
-    """Start servers with `start_server(*options, port=0)`; they are stopped after the test."""
+    """Start servers with `start_server(*options, port=0, files=60)`; they are stopped after the test."""
     servers: list[Server] = []
 
-    def start(*options: str, port: int = 0) -> Server:
-        servers.append(Server(tmp_path / f"server{len(servers)}.log", *options, port=port))
+    def start(*options: str, port: int = 0, files: int | None = None) -> Server:
+        servers.append(Server(tmp_path / f"server{len(servers)}.log", *options, port=port, files=files))
         return servers[-1]
 
     yield start

@@ -1,6 +1,5 @@
 /*
  * The chat in a browser: one WebSocket, and the page that shows what comes through it. Two ideas carry it:
- *
  * - Responses come in the order of the requests but don't repeat all of what was asked, so `pending` remembers it.
  * - The address names the room where one wants to be, as #room, and the tab remembers the nickname. After every
  *   connect, and when a link changes the address, the page asks the server for what differs, and then writes into the
@@ -19,6 +18,8 @@ const SHORTEST_PAUSE = 1_000; // milliseconds until the next try to connect, twi
 const LONGEST_PAUSE = 30_000;
 
 const find = (id) => document.getElementById(id);
+const isMoving = () => pending.some(({ action }) => action === "join_room" || action === "set_nick");
+const clock = new Intl.DateTimeFormat([], { hour: "2-digit", minute: "2-digit" });
 const [statusLine, userList, log, newMessages] = ["status", "users", "log", "new-messages"].map(find);
 const [userCount, messageField] = ["user-count", "message"].map(find);
 
@@ -45,6 +46,7 @@ let pause = SHORTEST_PAUSE;
 let lastHeard, awaySince; // when the last frame came; when the connection was lost, until it is back
 let last = {}; // the last entry, and what decides whether the next one is put under the same head
 let following = true; // whether the end of the log is to stay in view
+let place = 0; // where the log was scrolled to
 let unseen = 0; // messages below what is in view
 let unread = 0; // messages since the tab was hidden
 let mentions = 0; // those of them that name oneself
@@ -78,7 +80,7 @@ function disconnect(since) {
 /** Watch the clock while the server owes a frame: a network can vanish without a word, and a page can't ping. */
 function awaitFrame() {
   clearTimeout(timer);
-  if (state === "Connecting" || pending.length) timer = setTimeout(disconnect, PATIENCE, lastHeard);
+  if (state === "Connecting" || pending.length) timer = setTimeout(() => disconnect(lastHeard), PATIENCE);
 }
 
 /** Come back at once, or see whether the connection is still there. */
@@ -127,7 +129,8 @@ function goToAddress() {
   try {
     room = decodeURIComponent(room);
   } catch {} // somebody typed a lone % into the address
-  if (room !== me.room) showRefusal(FIELDS.join_room, ask("join_room", room));
+  const problem = room !== me.room && ask("join_room", room);
+  if (problem) showRefusal(FIELDS.join_room, problem);
   if (memory.nick !== me.nick) ask("set_nick", memory.nick);
   settle();
 }
@@ -172,8 +175,8 @@ function hearResponse({ action, success, message, users: nicks }) {
   if (action === "user_list") {
     if (request.text === me.room) showUsers(nicks);
   } else if (!success) {
-    // What names the action is meant for those who write clients.
-    giveBack(request, message.startsWith(action) ? "A name has 1 to 32 characters, none invisible." : message, true);
+    const isForProgrammers = message.startsWith(action); // it names what the page calls otherwise
+    giveBack(request, isForProgrammers ? "A name has 1 to 32 characters, none of them invisible." : message, true);
   } else if (action === "chat_message") {
     showMessage(me.nick, request.text, true);
   } else {
@@ -184,8 +187,6 @@ function hearResponse({ action, success, message, users: nicks }) {
   }
   settle();
 }
-
-const isMoving = () => pending.some(({ action }) => action === "join_room" || action === "set_nick");
 
 /** Show where one is and as whom, once the server has answered all that could change it. */
 function settle() {
@@ -323,8 +324,6 @@ function tell(changes) {
   });
 }
 
-const clock = new Intl.DateTimeFormat([], { hour: "2-digit", minute: "2-digit" });
-
 /** Show an entry soon, with others that come until then: to measure the page once for each would be slow. */
 function showEntry(template, parts, entry = find(template).content.firstElementChild.cloneNode(true)) {
   Object.assign(entry.querySelector("time"), { dateTime: new Date().toISOString(), textContent: clock.format() });
@@ -373,7 +372,9 @@ messageField.onkeydown = (event) => {
 };
 
 log.onscroll = () => {
-  following = log.scrollHeight - log.scrollTop - log.clientHeight < 30; // pixels, about a line
+  const isAtEnd = log.scrollHeight - log.scrollTop - log.clientHeight < 30; // pixels, about a line
+  following = isAtEnd || (following && log.scrollTop >= place); // who only gets a smaller log did not leave its end
+  place = log.scrollTop;
   if (following) showUnseen(0);
 };
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import importlib.resources
 import json
@@ -25,12 +24,9 @@ with contextlib.suppress(ImportError):  # the browser skips a test then
 
 Join = Callable[..., Awaitable[Member]]
 OpenPage = Callable[..., Awaitable["Chat"]]
-StartServer = Callable[..., Server]
 
-COMMANDS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 RANDOM = re.compile(r"^User\d+$")
 DISCONNECTED = re.compile("^Disconnected")
-TAKEN = "Name already in use in this room."
 
 # To start a browser takes longer than most tests, so they share one, and with it one event loop.
 pytestmark = [pytest.mark.asyncio(loop_scope="module")]
@@ -42,7 +38,8 @@ async def browser() -> AsyncIterator[Browser]:
     pytest.importorskip("playwright.async_api", reason="Playwright is not installed: uv sync --all-groups")
     expect.set_options(timeout=TIMEOUT * 1000)
     async with async_playwright() as playwright:
-        path = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, COMMANDS)), None)
+        commands = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+        path = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, commands)), None)
         for options in ({"executable_path": path}, {"channel": "chrome"}):  # no path means Playwright's own
             with contextlib.suppress(Error):
                 browser = await playwright.chromium.launch(**options)
@@ -103,16 +100,14 @@ class Chat:
         return await self.log.evaluate(f"e => {frames}.then(() => e.scrollTop)")
 
     async def pass_through(self) -> None:
-        """Let the WebSockets of the page pass through the test."""
         await self.page.route_web_socket("**/chat", lambda s: self.sockets.append((s, s.connect_to_server())))
 
 
 @pytest_asyncio.fixture(loop_scope="module")
 async def open_page(browser: Browser) -> AsyncIterator[OpenPage]:
-    """Open pages with `await open_page(url, room, nick)`, each in a profile of its own; they are gone after the test.
+    """Open pages with `await open_page(url, room, nick, prepare)`, each in a profile of its own, until the test ends.
 
-    With a nick, a page is in the room, as after a reload. `prepare(chat)` is awaited before it is loaded. No page may
-    report an error, or ask another host for anything.
+    With a nick, a page is connected, as after a reload. No page may report an error, or ask other hosts for anything.
     """
     problems: list[str] = []
     async with contextlib.AsyncExitStack() as stack:
@@ -161,20 +156,13 @@ async def say(member: Member, *texts: str) -> None:
     await member.catch_up()
 
 
-def crash(server: Server) -> None:
-    """End the process without a word to anyone."""
-    server.process.kill()
-    server.process.wait()
-
-
 async def test_headers(server: Server) -> None:
     async with aiohttp.ClientSession() as session:
         for path, content_type in (("/", "text/html"), ("/chat.js", "javascript"), ("/chat.css", "text/css")):
             async with session.get(server.url + path) as response:
                 assert response.content_type.endswith(content_type)  # with nosniff, a browser takes nothing else
                 policy = response.headers["Content-Security-Policy"]
-                assert re.search("default-src 'none'.*frame-ancestors 'none'", policy)
-                assert "unsafe" not in policy
+                assert re.match("default-src 'none'(?!.*unsafe).*frame-ancestors 'none'", policy)
                 names = ("X-Content-Type-Options", "Cache-Control")
                 assert [response.headers[name] for name in names] == ["nosniff", "no-cache"]
                 etag = response.headers["ETag"]
@@ -183,16 +171,16 @@ async def test_headers(server: Server) -> None:
 
 
 async def test_conversation(server: Server, join: Join, bob: Chat, ann: Member) -> None:
-    await bob.enter("Message", "Hello\tAnn")
-    assert await ann.hear() == {"action": "chat_message", "message": "Hello\tAnn", "user": "Bob"}
-    await expect(bob.field("Message")).to_have_value("")
+    await bob.page.keyboard.type("Hello, Ann")
+    await bob.page.keyboard.press("Enter")
+    assert await ann.hear() == {"action": "chat_message", "message": "Hello, Ann", "user": "Bob"}
     await bob.page.keyboard.type("two")
     await bob.page.keyboard.press("Shift+Enter")
     await bob.page.keyboard.type("lines")
     await bob.button("Send").click()
     assert (await ann.hear())["message"] == "two\nlines"
     await say(ann, "line one\nline two")
-    await expect(bob.texts(".own")).to_have_text(["Hello\tAnn", "two\nlines"])
+    await expect(bob.texts(".own")).to_have_text(["Hello, Ann", "two\nlines"])
     await expect(bob.texts(".message:not(.own)")).to_have_text(["line one\nline two"])
     assert "\nline two" in await bob.entries().last.inner_text()
     kinds = ((".own", r"Bob \(you\)"), (".message:not(.own)", "Ann"), (".notice", "You are Bob in math"))
@@ -200,7 +188,6 @@ async def test_conversation(server: Server, join: Join, bob: Chat, ann: Member) 
         await expect(bob.entries(kind).first).to_contain_text(re.compile(text + r" \d\d[:.]\d\d"))
     own, others, _ = [await bob.entries(kind).first.evaluate("e => e.getBoundingClientRect().x") for kind, _ in kinds]
     assert others + 50 < own  # one can tell them apart without seeing colours
-
     # The fields lead elsewhere.
     await bob.enter("Nickname", " Bobby ")
     await bob.is_connected("math", "Bobby")
@@ -209,7 +196,7 @@ async def test_conversation(server: Server, join: Join, bob: Chat, ann: Member) 
     await bob.button("Join").dblclick()
     await bob.is_connected("chess", "Bobby")
     await expect(bob.users).to_have_text(["Dave", "Bobby (you)"])
-    assert await dave.hear() == {"action": "joined", "room": "chess", "user": "Bobby"}
+    await expect(bob.refusal("Room")).to_have_text("")
     await expect(bob.field("Message")).to_be_focused()
     await expect(bob.notice).to_have_text("You are Bobby in chess")
     line = "e => getComputedStyle(e, '::before').borderTopStyle + parseInt(getComputedStyle(e, '::before').width)"
@@ -218,7 +205,19 @@ async def test_conversation(server: Server, join: Join, bob: Chat, ann: Member) 
     for label, text in (("Message", ""), ("Message", " \n "), ("Nickname", "Bobby "), ("Room", " chess")):
         await bob.enter(label, text)
         await expect(bob.refusal(label)).to_have_text("")
-    assert await dave.catch_up() == []
+    assert await dave.catch_up() == [{"action": "joined", "room": "chess", "user": "Bobby"}]
+    # The keyboard reaches everything, and one sees where it is.
+    stops = [bob.field("Room"), bob.button("Join"), bob.field("Nickname"), bob.button("Rename")]
+    stops += [bob.page.get_by_role("list", name="Users"), bob.log]
+    await bob.page.evaluate("document.body.tabIndex = -1; document.body.focus()")
+    for stop in [*stops, bob.field("Message"), bob.button("Send")]:
+        await bob.page.keyboard.press("Tab")
+        await expect(stop).to_be_focused()
+        # Chromium would stop at the list and the log anyway, other browsers don't.
+        assert await stop.evaluate("e => e.tabIndex === 0 && getComputedStyle(e).outline.includes('solid 2px')")
+    # A page that is closed says goodbye.
+    await bob.page.close()
+    assert await dave.hear() == {"action": "left", "room": "chess", "user": "Bobby", "shame": False}
 
 
 async def test_names_in_the_address_and_in_the_tab(server: Server, join: Join, open_page: OpenPage) -> None:
@@ -226,23 +225,23 @@ async def test_names_in_the_address_and_in_the_tab(server: Server, join: Join, o
     zoe = await open_page(server.url, "math")
     await zoe.is_connected("math", RANDOM)
     await expect(zoe.notice).to_have_text("Nobody else is here. Send somebody the address of this page.")
-    strange = "a/b %41 #ü"
-    await zoe.enter("Room", strange)
+    await zoe.enter("Room", strange := "a/b %41 #ü")
     await zoe.enter("Nickname", "Zoë?&/%")
     await zoe.is_connected(strange, "Zoë?&/%")
     await zoe.page.reload()
     await zoe.is_connected(strange, "Zoë?&/%")
     friend = await open_page(server.url, strange)
     await friend.is_connected(strange, RANDOM)
-    await expect(friend.texts(".notice")).to_have_text([re.compile("^You are User")])
-
+    name = await friend.field("Nickname").input_value()
+    await friend.page.reload()
+    await friend.is_connected(strange, name)
     for address, room in (("#chess", "chess"), ("#math/Bob", "math/Bob"), ("", "default"), ("#%E0%A4%A", "%E0%A4%A")):
         await zoe.page.evaluate("hash => location.hash = hash", address)
         await zoe.is_connected(room, "Zoë?&/%")
     await zoe.page.go_back()
     await zoe.is_connected("default", "Zoë?&/%")
     # A link that leads nowhere is put right.
-    for room, sentence in (("full", re.compile(re.escape(TAKEN))), ("r" * MAX_MESSAGE, re.compile("too long"))):
+    for room, sentence in (("full", re.compile("already in use")), ("r" * MAX_MESSAGE, re.compile("too long"))):
         await zoe.page.evaluate("room => location.hash = room", room)
         await expect(zoe.refusal("Room")).to_have_text(sentence)
         await zoe.is_connected("default", "Zoë?&/%")
@@ -262,8 +261,7 @@ async def test_text_stays_text(server: Server, join: Join, open_page: OpenPage) 
     assert await bob.page.locator("script, img, #log b, #users b").count() == 1  # the page's own script
     # What one text does to the direction of writing ends where it ends, in a message with the line.
     for place, isolation in ((".message .text", "plaintext"), ("bdi", "isolate"), ("#message", "plaintext")):
-        found = await bob.page.locator(place).first.evaluate("e => getComputedStyle(e).unicodeBidi")
-        assert found == isolation, place
+        assert await bob.page.locator(place).first.evaluate("e => getComputedStyle(e).unicodeBidi") == isolation, place
 
 
 async def test_links_and_mentions(bob: Chat, ann: Member) -> None:
@@ -283,7 +281,6 @@ async def test_links_and_mentions(bob: Chat, ann: Member) -> None:
         await expect(bob.texts(".message").last).to_have_text(text)
         found = await bob.entries().last.get_by_role("link").evaluate_all(links)
         assert found == [[address, address, "_blank", "noopener noreferrer"] for address in addresses]
-    await expect(bob.page.locator("mark")).to_have_count(0)
     await bob.enter("Nickname", "Bob (1+1)")
     await bob.is_connected("math", "Bob (1+1)")
     await say(ann, "@Bob", "@bob (1+1), hello", "x@Bob (1+1)", "@Bob (1+1)0")
@@ -323,7 +320,6 @@ async def test_what_stands_together(server: Server, join: Join, bob: Chat, ann: 
         assert name in await bob.entries(".message").nth(number).aria_snapshot()
     seen = await bob.page.locator(".head").evaluate_all("es => es.map((e) => getComputedStyle(e).clipPath === 'none')")
     assert seen == [True, False, True, True, True, False]
-
     await ann.ask(action="set_nick", nick="Anna")
     await expect(bob.notice).to_have_text("Ann is now Anna")
     await ann.leave()
@@ -343,7 +339,11 @@ async def test_refusals(server: Server, join: Join, bob: Chat, ann: Member) -> N
     await join(server.url, "Bob", "chess")
     rule = "A name has 1 to 32 characters, none of them invisible."
     refused = [("Nickname", "n" * 33, rule), ("Nickname", " ", rule), ("Nickname", "Ann", "Nickname is already in use")]
-    for label, name, sentence in [*refused, ("Room", "r\u202e", rule), ("Room", "chess", TAKEN)]:
+    for label, name, sentence in [
+        *refused,
+        ("Room", "r\u202e", rule),
+        ("Room", "chess", "Name already in use in this room."),
+    ]:
         await bob.enter(label, name)
         await expect(bob.refusal(label)).to_have_text(sentence)
         await expect(bob.field(label)).to_have_accessible_description(sentence)
@@ -360,26 +360,21 @@ async def test_refusals(server: Server, join: Join, bob: Chat, ann: Member) -> N
     await bob.page.evaluate("location.hash = '#physics'")
     await bob.is_connected("physics", "Bob")
     await expect(bob.field("Room")).to_have_value("physics")
-    await expect(bob.refusal("Room")).to_have_text("")
 
 
 async def test_socket_next_to_the_page(open_page: OpenPage) -> None:
     """Below a path and behind TLS, as with a reverse proxy."""
-    addresses: list[str] = []
 
     def serve(route: Route) -> Awaitable[None]:
         return route.fulfill(path=STATIC / (route.request.url.rpartition("/")[2] or "index.html"), headers=PAGE_HEADERS)
 
-    def prepare(chat: Chat) -> Awaitable[object]:
-        routed = chat.page.route_web_socket("**/*", lambda socket: addresses.append(socket.url))
-        return asyncio.gather(routed, chat.page.route("**/*", serve))
-
-    chat = await open_page("https://chat.test/some/where", "math", prepare=prepare)
-    await expect(chat.status).to_have_text("Connecting…")
-    assert addresses == ["wss://chat.test/some/where/chat"]
+    chat = await open_page("https://chat.test/some/where", "math", prepare=lambda chat: chat.page.route("**/*", serve))
+    async with chat.page.expect_websocket() as websocket:
+        await chat.page.reload()
+    assert (await websocket.value).url == "wss://chat.test/some/where/chat"
 
 
-async def test_restart(start_server: StartServer, join: Join, open_page: OpenPage) -> None:
+async def test_restart(start_server: Callable[..., Server], join: Join, open_page: OpenPage) -> None:
     server = start_server()
     bob = await open_page(server.url, "math", "Bob")
     tries: list[Any] = []
@@ -388,7 +383,8 @@ async def test_restart(start_server: StartServer, join: Join, open_page: OpenPag
     await bob.status.evaluate(count)
     await bob.page.clock.install()
     await bob.page.clock.pause_at(await bob.page.evaluate("Date.now() / 1000 + 1"))
-    crash(server)
+    server.process.kill()  # without a word to anyone
+    server.process.wait()
     await expect(bob.status).to_have_text(DISCONNECTED)
     for label, text in (("Message", "half a sentence"), ("Nickname", "Bobby")):
         await bob.enter(label, text)
@@ -408,7 +404,6 @@ async def test_restart(start_server: StartServer, join: Join, open_page: OpenPag
     assert await ann.hear() == {"action": "chat_message", "message": "half a sentence", "user": "Bobby"}
     # As it does when the Back button leads to it.
     await bob.page.evaluate("dispatchEvent(new PageTransitionEvent('pagehide', {persisted: true}))")
-    assert await ann.hear() == {"action": "left", "room": "math", "user": "Bobby", "shame": False}
     await bob.page.evaluate("dispatchEvent(new PageTransitionEvent('pageshow', {persisted: true}))")
     await bob.is_connected("math", "Bobby")
 
@@ -437,7 +432,6 @@ async def test_connection_that_freezes(server: Server, join: Join, open_page: Op
     away = re.compile(r"^You were away for 7\d s\. What was said meanwhile is missing\.$")  # since the last frame
     await expect(bob.texts(".notice").filter(has_text="away")).to_have_text([away])
     await expect(bob.refusal("Nickname")).to_have_text("")
-    await expect(bob.field("Nickname")).to_have_value("Bob")
 
 
 async def test_odd_frames(server: Server, join: Join, open_page: OpenPage) -> None:
@@ -447,7 +441,7 @@ async def test_odd_frames(server: Server, join: Join, open_page: OpenPage) -> No
     values = [None, 1, True, [], {}, ["x"], {"toString": 1}]
     fields = ("user", "room", "message", "from_user", "to_user", "users", "success")
     actions = ("connecting", "joined", "left", "nick_changed", "chat_message", "user_list", "set_nick", "toString", 7)
-    frames: list[Any] = [*values, "text", {"success": True}, {"action": None, "success": False, "message": "x"}]
+    frames: list[Any] = [*values, "text", *({"success": True, "message": text} for text in (None, "x"))]
     frames += [{"action": action} for action in actions]
     frames += [{"action": action, **dict.fromkeys(fields, value)} for action in actions for value in values]
     frames += [{"action": action, "success": True, "users": ["Eve"], "message": "x"} for action in actions]
@@ -458,7 +452,6 @@ async def test_odd_frames(server: Server, join: Join, open_page: OpenPage) -> No
     await bob.enter("Message", "still here")
     await expect(bob.texts()).to_have_text(["You are Bob in math", "after it all", "still here"])
     await expect(bob.users).to_have_text(["Ann", "Bob (you)"])
-    await bob.is_connected("math", "Bob")
     # Odd responses count as none. A message that is refused is not lost.
     responses: list[Any] = [{"action": "set_nick", "success": True}, {"action": "chat_message", "success": "true"}]
     responses += [{"action": "chat_message", "success": False, "message": "Not now."}]
@@ -466,13 +459,6 @@ async def test_odd_frames(server: Server, join: Join, open_page: OpenPage) -> No
     await bob.enter("Message", "next")
     await expect(bob.refusal("Message")).to_have_text("Not now.")
     await expect(bob.field("Message")).to_have_value("next")
-    await expect(bob.entries(".own")).to_have_count(1)
-
-
-@pytest.mark.parametrize("way", ["the tab is closed", "a link leads away"])
-async def test_goodbye(bob: Chat, ann: Member, way: str) -> None:
-    await (bob.page.close() if way == "the tab is closed" else bob.page.goto("about:blank"))
-    assert await ann.hear() == {"action": "left", "room": "math", "user": "Bob", "shame": False}
 
 
 async def test_scrolling_back(bob: Chat, ann: Member) -> None:
@@ -481,7 +467,6 @@ async def test_scrolling_back(bob: Chat, ann: Member) -> None:
     await expect(bob.entries().last).to_be_in_viewport()
     await bob.page.set_viewport_size({"width": 360, "height": 400})  # as the keyboard of a phone does
     await expect(bob.entries().last).to_be_in_viewport(ratio=0.5)
-    await expect(button).to_be_hidden()
     top = await bob.scroll("e.scrollTop - 600")
     await say(ann, "new")
     await expect(button).to_have_text("1 new message")
@@ -498,7 +483,6 @@ async def test_scrolling_back(bob: Chat, ann: Member) -> None:
     await say(ann, "below")
     await bob.enter("Message", "mine")
     await expect(bob.entries(".own")).to_be_in_viewport()
-    await expect(button).to_be_hidden()
 
 
 async def test_5000_messages(bob: Chat, ann: Member) -> None:
@@ -508,9 +492,7 @@ async def test_5000_messages(bob: Chat, ann: Member) -> None:
     await say(ann, *(f"number {number}" for number in range(5000)))
     await expect(bob.texts().last).to_have_text("number 4999")
     await expect(bob.entries()).to_have_count(1000)
-    await expect(bob.texts().first).to_have_text("number 4000")
     assert await bob.page.locator(".head").first.evaluate("e => getComputedStyle(e).clipPath") == "none"
-    await expect(bob.entries().last).to_be_in_viewport()
     assert 1 <= await bob.page.evaluate("most") <= 100  # or the page would stand still meanwhile
     # Whoever reads further up goes on reading while old messages leave above.
     line, place = bob.page.get_by_text("number 4500", exact=True), "e => e.getBoundingClientRect().y"
@@ -522,23 +504,7 @@ async def test_5000_messages(bob: Chat, ann: Member) -> None:
     assert abs(before - await line.evaluate(place)) < 3
 
 
-async def test_keyboard_only(bob: Chat, ann: Member) -> None:
-    await bob.page.keyboard.type("typed at once")
-    await bob.page.keyboard.press("Enter")
-    assert (await ann.hear())["message"] == "typed at once"
-    users = bob.page.get_by_role("list", name="Users")
-    for place in (users, bob.log):  # Chromium would stop there anyway, other browsers don't
-        await expect(place).to_have_attribute("tabindex", "0")
-    stops = [bob.field("Room"), bob.button("Join"), bob.field("Nickname"), bob.button("Rename"), users, bob.log]
-    await bob.page.evaluate("document.body.tabIndex = -1; document.body.focus()")
-    for stop in [*stops, bob.field("Message"), bob.button("Send")]:
-        await bob.page.keyboard.press("Tab")
-        await expect(stop).to_be_focused()
-        ring = await stop.evaluate("e => [getComputedStyle(e).outlineStyle, getComputedStyle(e).outlineWidth]")
-        assert ring == ["solid", "2px"]
-
-
-async def test_looks(start_server: StartServer, join: Join, open_page: OpenPage) -> None:
+async def test_looks(start_server: Callable[..., Server], join: Join, open_page: OpenPage) -> None:
     server = start_server()
     chat = await open_page(server.url, "R" * 32, "W" * 32, Chat.pass_through)
     await chat.page.evaluate(importlib.resources.files("axe_playwright_python").joinpath("axe.min.js").read_text())
@@ -586,7 +552,8 @@ async def test_looks(start_server: StartServer, join: Join, open_page: OpenPage)
     await chat.page.emulate_media(forced_colors="active")
     dot = "e => parseInt(getComputedStyle(e, '::before').borderTopWidth)"
     connected = await chat.status.evaluate(dot)
-    crash(server)
+    server.process.kill()  # without a word to anyone
+    server.process.wait()
     await expect(chat.status).to_have_text(DISCONNECTED)
     assert connected > 2 * await chat.status.evaluate(dot) > 0
     await chat.page.emulate_media(forced_colors="none")

@@ -1,9 +1,8 @@
 /*
  * The chat in a browser: one WebSocket, and the page that shows what comes through it. Two ideas carry it:
  * - Responses come in the order of the requests but don't repeat all of what was asked, so `pending` remembers it.
- * - The address names the room where one wants to be, as #room, and the tab remembers the nickname. After every
- *   connect, and when a link changes the address, the page asks the server for what differs, and then writes into the
- *   address what the server made of it.
+ * - The address names the room, as #room, and the tab remembers the nickname. After every connect, and when a link
+ *   changes the address, the page asks for what differs, and then sets the address to what the server made of it.
  */
 
 const MAX_FRAME = 64 * 1024; // bytes; the server ends a connection that sends more at once
@@ -175,6 +174,7 @@ function hearResponse({ action, success, message, users: nicks }) {
   if (action === "user_list") {
     if (request.text === me.room) showUsers(nicks);
   } else if (!success) {
+    settle(); // the field shows what one has, and then what was refused
     const isForProgrammers = message.startsWith(action); // it names what the page calls otherwise
     giveBack(request, isForProgrammers ? "A name has 1 to 32 characters, none of them invisible." : message, true);
   } else if (action === "chat_message") {

@@ -215,9 +215,6 @@ async def test_conversation(server: Server, join: Join, bob: Chat, ann: Member) 
         await expect(stop).to_be_focused()
         # Chromium would stop at the list and the log anyway, other browsers don't.
         assert await stop.evaluate("e => e.tabIndex === 0 && getComputedStyle(e).outline.includes('solid 2px')")
-    # A page that is closed says goodbye.
-    await bob.page.close()
-    assert await dave.hear() == {"action": "left", "room": "chess", "user": "Bobby", "shame": False}
 
 
 async def test_names_in_the_address_and_in_the_tab(server: Server, join: Join, open_page: OpenPage) -> None:
@@ -231,7 +228,8 @@ async def test_names_in_the_address_and_in_the_tab(server: Server, join: Join, o
     await zoe.page.reload()
     await zoe.is_connected(strange, "Zoë?&/%")
     friend = await open_page(server.url, strange)
-    await friend.is_connected(strange, RANDOM)
+    await expect(friend.users).to_have_count(2)
+    await expect(friend.notice).to_have_text(re.compile(r"^You are User\d+ in a/b"))
     name = await friend.field("Nickname").input_value()
     await friend.page.reload()
     await friend.is_connected(strange, name)
@@ -404,6 +402,7 @@ async def test_restart(start_server: Callable[..., Server], join: Join, open_pag
     assert await ann.hear() == {"action": "chat_message", "message": "half a sentence", "user": "Bobby"}
     # As it does when the Back button leads to it.
     await bob.page.evaluate("dispatchEvent(new PageTransitionEvent('pagehide', {persisted: true}))")
+    assert await ann.hear() == {"action": "left", "room": "math", "user": "Bobby", "shame": False}
     await bob.page.evaluate("dispatchEvent(new PageTransitionEvent('pageshow', {persisted: true}))")
     await bob.is_connected("math", "Bobby")
 
@@ -500,7 +499,7 @@ async def test_5000_messages(bob: Chat, ann: Member) -> None:
     before = await line.evaluate(place)
     await say(ann, *(f"number {number}" for number in range(5000, 5300)))
     await expect(bob.button("300 new messages")).to_be_visible()
-    await expect(bob.texts().first).to_have_text("number 4300")
+    assert await bob.entries().count() == 1000
     assert abs(before - await line.evaluate(place)) < 3
 
 

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
+import importlib.resources
 import json
 import os
 import re
 import shutil
-import signal
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack
-from pathlib import Path
-from typing import Any, Literal
-from urllib.parse import urlsplit
+from typing import Any
+from urllib.parse import quote
 
 import aiohttp
 import pytest
@@ -23,49 +20,32 @@ from server import MAX_MESSAGE, PAGE_HEADERS, STATIC
 from tests.conftest import TIMEOUT, Member, Server, members
 
 with contextlib.suppress(ImportError):  # the browser skips a test then
-    from playwright.async_api import Browser, Locator, Page, Route, WebSocketRoute, async_playwright, expect
+    from playwright.async_api import Browser, Error, Locator, Page, Route, WebSocketRoute, async_playwright, expect
 
 Join = Callable[..., Awaitable[Member]]
-OpenPage = Callable[..., Awaitable["Page"]]
+OpenPage = Callable[..., Awaitable["Chat"]]
 
-COMMANDS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-PLACES = (
-    "/Applications/Google Chrome.app/Contents/MacOS/Google Chrome",
-    "/Applications/Chromium.app/Contents/MacOS/Chromium",
-    r"C:\Program Files\Google\Chrome\Application\chrome.exe",
-    r"C:\Program Files (x86)\Google\Chrome\Application\chrome.exe",
-)
-OPTIONS = [
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
-
-
-def find_browser(last: str) -> str | None:
-    """Return where this machine has a Chromium; $CHROMIUM says it first, and the last place is Playwright's own."""
-    candidates = [os.environ.get("CHROMIUM"), *map(shutil.which, COMMANDS), *PLACES, last]
-    return next((path for path in candidates if path and Path(path).exists()), None)
-
+RANDOM = re.compile(r"^User\d+$")
+DISCONNECTED = re.compile("^Disconnected")
 
 # To start a browser takes longer than most tests, so they share one, and with it one event loop.
-pytestmark = pytest.mark.asyncio(loop_scope="module")
+pytestmark = [pytest.mark.asyncio(loop_scope="module")]
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def browser() -> AsyncIterator[Browser]:
     """A Chromium that nobody sees."""
     pytest.importorskip("playwright.async_api", reason="Playwright is not installed: uv sync --all-groups")
+    expect.set_options(timeout=TIMEOUT * 1000)
     async with async_playwright() as playwright:
-        path = find_browser(playwright.chromium.executable_path)
-        if path is None:
+        commands = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+        path = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, commands)), None)
+        for options in ({"executable_path": path}, {"channel": "chrome"}):  # no path means Playwright's own
+            with contextlib.suppress(Error):
+                browser = await playwright.chromium.launch(**options)
+                break
+        else:
             pytest.skip("There is no Chromium here; if there is, say where in the environment variable CHROMIUM.")
-        options = [*OPTIONS, "--no-sandbox"] if hasattr(os, "geteuid") and os.geteuid() == 0 else OPTIONS
-        expect.set_options(timeout=TIMEOUT * 1000)
-        browser = await playwright.chromium.launch(executable_path=path, args=options)
         yield browser
         await browser.close()
 
@@ -77,635 +57,503 @@ async def join() -> AsyncIterator[Join]:
         yield join
 
 
+class Chat:
+    """A page, and what people find on it."""
+
+    def __init__(self, page: Page) -> None:
+        self.page = page
+        self.status = page.get_by_role("status")
+        self.users = page.get_by_role("list", name="Users", exact=True).get_by_role("listitem")
+        self.log = page.get_by_role("log")
+        self.notice = self.texts(".notice").last
+        self.sockets: list[tuple[WebSocketRoute, WebSocketRoute]] = []  # the page's ends and the server's
+
+    def field(self, label: str) -> Locator:
+        return self.page.get_by_role("textbox", name=label, exact=True)
+
+    def refusal(self, label: str) -> Locator:
+        return self.page.locator("form", has=self.field(label)).get_by_role("alert")
+
+    def button(self, name: str) -> Locator:
+        return self.page.get_by_role("button", name=name)
+
+    def entries(self, kind: str = "") -> Locator:
+        return self.log.locator(f"> *{kind}")
+
+    def texts(self, kind: str = "") -> Locator:
+        return self.entries(kind).locator(".text")
+
+    async def enter(self, label: str, text: str) -> None:
+        await self.field(label).fill(text)
+        await self.field(label).press("Enter")
+
+    async def is_connected(self, room: str, nick: str | re.Pattern[str]) -> None:
+        await expect(self.status).to_have_text("Connected")
+        await expect(self.page).to_have_title(f"{room} - aiohttp chat")
+        assert self.page.url.endswith("/#" + quote(room, safe="!'()*"))
+        await expect(self.users.filter(has_text="(you)").locator("bdi")).to_have_text(nick)
+
+    async def scroll(self, top: str) -> Any:
+        """Scroll the log, and return where it then is, once the page has heard of it."""
+        await self.log.evaluate(f"e => e.scrollTop = {top}")
+        frames = "new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))"
+        return await self.log.evaluate(f"e => {frames}.then(() => e.scrollTop)")
+
+    async def pass_through(self) -> None:
+        await self.page.route_web_socket("**/chat", lambda s: self.sockets.append((s, s.connect_to_server())))
+
+
 @pytest_asyncio.fixture(loop_scope="module")
 async def open_page(browser: Browser) -> AsyncIterator[OpenPage]:
-    """Open pages with `await open_page(url, prepare)`, each in a profile of its own; they are gone after the test.
+    """Open pages with `await open_page(url, room, nick, prepare)`, each in a profile of its own, until the test ends.
 
-    None may have reported an error then, or asked another host for anything.
+    With a nick, a page is connected, as after a reload. No page may report an error, or ask other hosts for anything.
     """
     problems: list[str] = []
-    async with AsyncExitStack() as stack:
+    async with contextlib.AsyncExitStack() as stack:
 
-        async def open_page(url: str, prepare: Callable[[Page], Awaitable[object]] | None = None) -> Page:
+        async def open_page(url: str, room: str, nick: str = "", prepare: Any = None) -> Chat:
             context = await stack.enter_async_context(await browser.new_context())
             page = await context.new_page()
             page.set_default_timeout(TIMEOUT * 1000)
-            host = urlsplit(url).netloc
-
-            def check(address: str) -> None:
-                if not address.startswith(("data:", "about:")) and urlsplit(address).netloc != host:
-                    problems.append(f"asked for {address}")
-
-            def hear(text: str) -> None:
-                if not text.startswith("WebSocket connection to"):  # Chromium's own words when no server is there
-                    problems.append(f"console: {text}")
-
-            page.on("request", lambda request: check(request.url))
-            page.on("websocket", lambda websocket: check(websocket.url))
+            page.on("request", lambda request: problems.append(request.url))
+            page.on("websocket", lambda websocket: problems.append(websocket.url))
             page.on("pageerror", lambda error: problems.append(str(error)))
-            page.on("console", lambda message: hear(message.text))
+            page.on("console", lambda message: problems.append(message.text))
+            chat = Chat(page)
+            if nick:
+                await page.add_init_script(f"if (isSecureContext) sessionStorage.nick ??= {json.dumps(nick)}")
             if prepare:
-                await prepare(page)
-            await page.goto(url)
-            return page
+                await prepare(chat)
+            await page.goto(f"{url}/#{quote(room)}")
+            if nick:
+                await chat.is_connected(room, nick)
+            return chat
 
         yield open_page
-    assert not problems
+    # The last of these are Chromium's own words when no server is there.
+    usual = re.compile(r"(http|ws)://127\.0\.0\.1:|(https|wss)://chat\.test/|data:|WebSocket connection to ")
+    assert not [problem for problem in problems if not usual.match(problem)]
 
 
-def crash(server: Server) -> None:
-    """End the process without a word to anyone."""
-    server.process.kill()
-    server.process.wait()
-    assert server.process.stdout
-    server.process.stdout.close()
+@pytest_asyncio.fixture(loop_scope="module")
+async def bob(server: Server, open_page: OpenPage) -> Chat:
+    """Bob's page, in the room math."""
+    return await open_page(server.url, "math", "Bob")
 
 
-def field(page: Page, label: str) -> Locator:
-    return page.get_by_role("textbox", name=label, exact=True)
+@pytest_asyncio.fixture(loop_scope="module")
+async def ann(server: Server, join: Join, bob: Chat) -> Member:
+    """Somebody who joined after Bob."""
+    ann = await join(server.url, "Ann", "math")
+    await expect(bob.users).to_have_text(["Bob (you)", "Ann"])
+    return ann
 
 
-async def enter(page: Page, label: str, text: str) -> None:
-    await field(page, label).fill(text)
-    await field(page, label).press("Enter")
-
-
-async def is_connected(page: Page, room: str, nick: str) -> None:
-    await expect(page.get_by_role("status")).to_have_text(f"Connected to {room} as {nick}")
-
-
-async def stop_clock(page: Page) -> None:
-    """Let the page's time stand still from here on, unless a test moves it on; page.clock has to be installed."""
-    await expect(users(page)).not_to_have_count(0)  # or it might wait for an answer, and time out now
-    await page.clock.pause_at(await page.evaluate("Date.now() + 60_000"))
-
-
-def users(page: Page) -> Locator:
-    return page.get_by_role("list", name="Users", exact=True).get_by_role("listitem")
-
-
-def entries(page: Page, kind: str = "") -> Locator:
-    """The entries of the log: all, or those that are a .message, .own or a .notice."""
-    return page.get_by_role("log").locator(f"> *{kind}")
-
-
-async def refusal(page: Page, label: str) -> Locator:
-    """What stands next to a field if it is refused."""
-    id_ = await field(page, label).get_attribute("aria-describedby")
-    return page.locator(f"#{id_}[role=alert]")
-
-
-async def distance_from_end(page: Page) -> float:
-    distance: float = await page.get_by_role("log").evaluate("e => e.scrollHeight - e.scrollTop - e.clientHeight")
-    return distance
+async def say(member: Member, *texts: str) -> None:
+    for text in texts:
+        await member.websocket.send_json({"action": "chat_message", "message": text})
+    await member.catch_up()
 
 
 async def test_headers(server: Server) -> None:
     async with aiohttp.ClientSession() as session:
         for path, content_type in (("/", "text/html"), ("/chat.js", "javascript"), ("/chat.css", "text/css")):
             async with session.get(server.url + path) as response:
-                assert response.status == 200
                 assert response.content_type.endswith(content_type)  # with nosniff, a browser takes nothing else
                 policy = response.headers["Content-Security-Policy"]
-                assert "default-src 'none'" in policy
-                assert "frame-ancestors 'none'" in policy
-                assert "unsafe" not in policy
-                assert response.headers["X-Content-Type-Options"] == "nosniff"
-                assert response.headers["Cache-Control"] == "no-cache"
+                assert re.match("default-src 'none'(?!.*unsafe).*frame-ancestors 'none'", policy)
+                names = ("X-Content-Type-Options", "Cache-Control")
+                assert [response.headers[name] for name in names] == ["nosniff", "no-cache"]
                 etag = response.headers["ETag"]
             async with session.get(server.url + path, headers={"If-None-Match": etag}) as response:
                 assert response.status == 304
 
 
-async def test_nothing_that_the_policy_forbids() -> None:
-    text = (STATIC / "index.html").read_text()
-    assert 'rel="icon" href="data:' in text  # or browsers would ask for /favicon.ico
-    assert not re.search(r"<style|\sstyle=|\son\w+=|<script>|<script(?![^>]*\ssrc=)|https?://(?!www\.w3\.org/)", text)
-
-
-async def test_conversation(server: Server, join: Join, open_page: OpenPage) -> None:
-    ann = await join(server.url, "Ann", "math")
-    page = await open_page(f"{server.url}/#math/Bob")
-    await is_connected(page, "math", "Bob")
-    await expect(users(page)).to_have_text(["Ann", "Bob (you)"])
-    await expect(field(page, "Room")).to_have_value("math")
-    await expect(field(page, "Nickname")).to_have_value("Bob")
-    await ann.catch_up()
-
-    # An own message, one from somebody else and a notice.
-    await enter(page, "Message", "Hello\tAnn")
-    assert await ann.hear() == {"action": "chat_message", "message": "Hello\tAnn", "user": "Bob"}
-    await expect(field(page, "Message")).to_have_value("")
-    await field(page, "Message").fill("with the button")
-    await page.get_by_role("button", name="Send", exact=True).click()
-    assert (await ann.hear())["message"] == "with the button"
-    await ann.ask(action="chat_message", message="line one\nline two")
-    await expect(entries(page, ".message")).to_have_count(3)
-    await expect(entries(page, ".own")).to_have_count(2)
-    own, others, notice = (entries(page, kind).first for kind in (".own", ".message:not(.own)", ".notice"))
-    await expect(own.locator(".text")).to_have_text("Hello\tAnn")
-    await expect(own.locator(".head")).to_contain_text("Bob (you)")
-    await expect(others.locator(".head")).to_contain_text("Ann")
-    await expect(notice).to_contain_text("You are Bob in math")
-    for entry in (own, others, notice):
-        await expect(entry.locator("time")).to_have_text(re.compile(r"\d\d[:.]\d\d"))
-        assert re.fullmatch(r"\d{4}-\d\d-\d\dT[\d:.]+Z", await entry.locator("time").get_attribute("datetime") or "")
-    own_box, others_box = await own.bounding_box(), await others.bounding_box()
-    assert own_box
-    assert others_box
-    assert own_box["x"] > others_box["x"] + 50  # one can tell them apart without seeing colours
-    assert "\nline two" in await others.inner_text()
-    await field(page, "Message").press_sequentially("two")
-    await field(page, "Message").press("Shift+Enter")
-    await field(page, "Message").press_sequentially("lines")
-    await field(page, "Message").press("Enter")
+async def test_conversation(server: Server, join: Join, bob: Chat, ann: Member) -> None:
+    await bob.page.keyboard.type("Hello, Ann")
+    await bob.page.keyboard.press("Enter")
+    assert await ann.hear() == {"action": "chat_message", "message": "Hello, Ann", "user": "Bob"}
+    await bob.page.keyboard.type("two")
+    await bob.page.keyboard.press("Shift+Enter")
+    await bob.page.keyboard.type("lines")
+    await bob.button("Send").click()
     assert (await ann.hear())["message"] == "two\nlines"
-
-    # Users come, rename and go.
-    carol = await join(server.url, "Carol", "math")
-    await expect(users(page)).to_have_text(["Ann", "Bob (you)", "Carol"])
-    await ann.ask(action="set_nick", nick="Anna")
-    await expect(users(page)).to_have_text(["Bob (you)", "Carol", "Anna"])
-    await expect(entries(page, ".notice").last).to_contain_text("Ann is now Anna")
-    carol.vanish()
-    await expect(entries(page, ".notice").last).to_contain_text("Carol left without a goodbye")
-    await ann.leave()
-    await expect(entries(page, ".notice").last).to_contain_text(re.compile("Anna left(?! without)"))
-    await expect(users(page)).to_have_text(["Bob (you)"])
-
+    await say(ann, "line one\nline two")
+    await expect(bob.texts(".own")).to_have_text(["Hello, Ann", "two\nlines"])
+    await expect(bob.texts(".message:not(.own)")).to_have_text(["line one\nline two"])
+    assert "\nline two" in await bob.entries().last.inner_text()
+    kinds = ((".own", r"Bob \(you\)"), (".message:not(.own)", "Ann"), (".notice", "You are Bob in math"))
+    for kind, text in kinds:
+        await expect(bob.entries(kind).first).to_contain_text(re.compile(text + r" \d\d[:.]\d\d"))
+    own, others, _ = [await bob.entries(kind).first.evaluate("e => e.getBoundingClientRect().x") for kind, _ in kinds]
+    assert others + 50 < own  # one can tell them apart without seeing colours
     # The fields lead elsewhere.
-    await enter(page, "Nickname", "Bobby")
-    await is_connected(page, "math", "Bobby")
-    await expect(users(page)).to_have_text(["Bobby (you)"])
+    await bob.enter("Nickname", " Bobby ")
+    await bob.is_connected("math", "Bobby")
     dave = await join(server.url, "Dave", "chess")
-    await enter(page, "Room", "chess")
-    await is_connected(page, "chess", "Bobby")
-    await expect(users(page)).to_have_text(["Dave", "Bobby (you)"])
-    assert await dave.hear() == {"action": "joined", "room": "chess", "user": "Bobby"}
-    await expect(page).to_have_title("chess - aiohttp chat")
-    await expect(page).to_have_url(f"{server.url}/#chess/Bobby")
+    await bob.field("Room").fill("chess ")
+    await bob.button("Join").dblclick()
+    await bob.is_connected("chess", "Bobby")
+    await expect(bob.users).to_have_text(["Dave", "Bobby (you)"])
+    await expect(bob.refusal("Room")).to_have_text("")
+    await expect(bob.field("Message")).to_be_focused()
+    await expect(bob.notice).to_have_text("You are Bobby in chess")
+    line = "e => getComputedStyle(e, '::before').borderTopStyle + parseInt(getComputedStyle(e, '::before').width)"
+    assert re.fullmatch(r"solid\d{3}", await bob.entries(".notice").last.evaluate(line))
+    # Nothing is sent for nothing, and nothing is said about it.
+    for label, text in (("Message", ""), ("Message", " \n "), ("Nickname", "Bobby "), ("Room", " chess")):
+        await bob.enter(label, text)
+        await expect(bob.refusal(label)).to_have_text("")
+    assert await dave.catch_up() == [{"action": "joined", "room": "chess", "user": "Bobby"}]
+    # The keyboard reaches everything, and one sees where it is.
+    stops = [bob.field("Room"), bob.button("Join"), bob.field("Nickname"), bob.button("Rename")]
+    stops += [bob.page.get_by_role("list", name="Users"), bob.log]
+    await bob.page.evaluate("document.body.tabIndex = -1; document.body.focus()")
+    for stop in [*stops, bob.field("Message"), bob.button("Send")]:
+        await bob.page.keyboard.press("Tab")
+        await expect(stop).to_be_focused()
+        # Chromium would stop at the list and the log anyway, other browsers don't.
+        assert await stop.evaluate("e => e.tabIndex === 0 && getComputedStyle(e).outline.includes('solid 2px')")
+
+
+async def test_names_in_the_address_and_in_the_tab(server: Server, join: Join, open_page: OpenPage) -> None:
+    await join(server.url, "Zoë?&/%", "full")
+    zoe = await open_page(server.url, "math")
+    await zoe.is_connected("math", RANDOM)
+    await expect(zoe.notice).to_have_text("Nobody else is here. Send somebody the address of this page.")
+    await zoe.enter("Room", strange := "a/b %41 #ü")
+    await zoe.enter("Nickname", "Zoë?&/%")
+    await zoe.is_connected(strange, "Zoë?&/%")
+    await zoe.page.reload()
+    await zoe.is_connected(strange, "Zoë?&/%")
+    friend = await open_page(server.url, strange)
+    await expect(friend.users).to_have_count(2)
+    await expect(friend.notice).to_have_text(re.compile(r"^You are User\d+ in a/b"))
+    name = await friend.field("Nickname").input_value()
+    await friend.page.reload()
+    await friend.is_connected(strange, name)
+    for address, room in (("#chess", "chess"), ("#math/Bob", "math/Bob"), ("", "default"), ("#%E0%A4%A", "%E0%A4%A")):
+        await zoe.page.evaluate("hash => location.hash = hash", address)
+        await zoe.is_connected(room, "Zoë?&/%")
+    await zoe.page.go_back()
+    await zoe.is_connected("default", "Zoë?&/%")
+    # A link that leads nowhere is put right.
+    for room, sentence in (("full", re.compile("already in use")), ("r" * MAX_MESSAGE, re.compile("too long"))):
+        await zoe.page.evaluate("room => location.hash = room", room)
+        await expect(zoe.refusal("Room")).to_have_text(sentence)
+        await zoe.is_connected("default", "Zoë?&/%")
 
 
 async def test_text_stays_text(server: Server, join: Join, open_page: OpenPage) -> None:
     room, nick = "<b>&amp;</b>", "<img src=x onerror=alert(1)>"
-    texts = ["<script>alert(1)</script>", "<img src=x onerror=alert(1)>", "&lt; <b>bold</b>", "\u202eright to left"]
-    page = await open_page(f"{server.url}/#x/Bob")
-    await is_connected(page, "x", "Bob")
-    await enter(page, "Room", room)
-    await is_connected(page, room, "Bob")
+    said = ["<script>alert(1)</script>", "<img src=x onerror=alert(1)>", "&lt; <b>bold</b>", "\u202eright to left"]
+    said += ["http://<b>x</b>", "half a pair: \ud800"]
+    bob = await open_page(server.url, room, "Bob")
     member = await join(server.url, nick, room)
-    for text in [*texts, "half a pair: \ud800", "last"]:
-        await member.websocket.send_str(json.dumps({"action": "chat_message", "message": text}))
-    await expect(entries(page, ".message")).to_have_count(6)
-    shown = await entries(page, ".message").locator(".text").all_text_contents()
-    assert shown == [*texts, "half a pair: \ud800", "last"]
-    await expect(users(page)).to_have_text(["Bob (you)", nick])
-    assert await page.locator("script, img, #log b, #users b").count() == 1  # the page's own script
-    # What one text does to the direction of writing ends where it ends.
-    for place in ("#log .message .text", "#log .user", "#log .notice bdi", "#users bdi", "#status bdi"):
-        isolation = await page.locator(place).first.evaluate("e => getComputedStyle(e).unicodeBidi")
-        assert isolation in ("isolate", "plaintext"), place
-    await enter(page, "Message", texts[0])
-    await expect(entries(page, ".own").locator(".text")).to_have_text(texts[0])
+    await say(member, *said, "e" + "\u0301" * 10_000 + "nd")
+    await expect(bob.entries(".message")).to_have_count(7)
+    # Thousands of accents on a letter would freeze the page.
+    assert await bob.texts(".message").all_text_contents() == [*said, "e" + "\u0301" * 16 + "nd"]
+    await expect(bob.users).to_have_text(["Bob (you)", nick])
+    assert await bob.page.locator("script, img, #log b, #users b").count() == 1  # the page's own script
+    # What one text does to the direction of writing ends where it ends, in a message with the line.
+    for place, isolation in ((".message .text", "plaintext"), ("bdi", "isolate"), ("#message", "plaintext")):
+        assert await bob.page.locator(place).first.evaluate("e => getComputedStyle(e).unicodeBidi") == isolation, place
 
 
-async def test_refusals_in_the_words_of_the_server(server: Server, join: Join, open_page: OpenPage) -> None:
-    ann = await join(server.url, "Ann", "math")
+async def test_links_and_mentions(bob: Chat, ann: Member) -> None:
+    messages = {
+        "see https://a.example/b?c=d#e, and HTTP://localhost:8080.": [
+            "https://a.example/b?c=d#e",
+            "HTTP://localhost:8080",
+        ],
+        "(https://a.example/) [http://b.example/x]": ["https://a.example/", "http://b.example/x"],
+        "https://a.example/wiki/Chat_(software)!": ["https://a.example/wiki/Chat_(software)"],
+        "<https://a.example/ü/@Bob>": ["https://a.example/ü/@Bob"],
+        "javascript:alert(1) ftp://a.example https:// http://. www.a.example": [],
+    }
+    links = "es => es.map((e) => [e.textContent, e.getAttribute('href'), e.target, e.rel])"
+    for text, addresses in messages.items():
+        await say(ann, text)
+        await expect(bob.texts(".message").last).to_have_text(text)
+        found = await bob.entries().last.get_by_role("link").evaluate_all(links)
+        assert found == [[address, address, "_blank", "noopener noreferrer"] for address in addresses]
+    await bob.enter("Nickname", "Bob (1+1)")
+    await bob.is_connected("math", "Bob (1+1)")
+    await say(ann, "@Bob", "@bob (1+1), hello", "x@Bob (1+1)", "@Bob (1+1)0")
+    await expect(bob.entries(".message")).to_have_count(len(messages) + 4)
+    await expect(bob.page.locator("mark")).to_have_text(["@bob (1+1)"])
+    widths = await bob.texts(".message").evaluate_all("es => es.map((e) => getComputedStyle(e).borderInlineStartWidth)")
+    assert widths[-4:] == ["1px", "5px", "1px", "1px"]
+    # They count first in the title of a hidden tab.
+    hide = "hidden => { Object.defineProperty(document, 'hidden', { value: hidden, configurable: true });"
+    hide += "document.dispatchEvent(new Event('visibilitychange')); }"
+    await bob.page.evaluate(hide, True)
+    for text, counts in (("unseen", "1"), ("@Bob (1+1)!", "@1, 2"), ("unseen", "@1, 3")):
+        await say(ann, text)
+        await expect(bob.page).to_have_title(f"({counts}) math - aiohttp chat")
+    await bob.page.evaluate(hide, False)
+    await expect(bob.page).to_have_title("math - aiohttp chat")
+
+
+async def test_what_stands_together(server: Server, join: Join, bob: Chat, ann: Member) -> None:
+    # What one user does in a row is one notice, and so is what many do.
+    await expect(bob.notice).to_have_text("Ann joined")
+    carol = await join(server.url, room="math")
+    await carol.ask(action="set_nick", nick="Carol")
+    await expect(bob.notice).to_have_text("Ann and Carol joined")
+    carol.vanish()
+    await expect(bob.notice).to_have_text("Ann joined; Carol joined and left without a goodbye")
+    # Messages of one user in a row have one head, for five minutes, but a screen reader reads one for each.
+    await say(ann, "one", "two")
+    await bob.enter("Message", "three")
+    await expect(bob.entries(".own")).to_have_count(1)
+    await say(ann, "four")
+    await expect(bob.entries(".message")).to_have_count(4)
+    await bob.page.evaluate("{ const now = Date.now() + 300_000; Date.now = () => now; }")
+    await say(ann, "five", "six")
+    await expect(bob.entries(".message")).to_have_count(6)
+    for number, name in enumerate(["Ann", "Ann", "Bob", "Ann", "Ann", "Ann"]):
+        assert name in await bob.entries(".message").nth(number).aria_snapshot()
+    seen = await bob.page.locator(".head").evaluate_all("es => es.map((e) => getComputedStyle(e).clipPath === 'none')")
+    assert seen == [True, False, True, True, True, False]
+    await ann.ask(action="set_nick", nick="Anna")
+    await expect(bob.notice).to_have_text("Ann is now Anna")
+    await ann.leave()
+    await expect(bob.notice).to_have_text("Ann left")
+    for name in ("Anna", *(f"Guest {number}" for number in range(14))):
+        member = await join(server.url, room="math")
+        await member.ask(action="set_nick", nick=name)
+    await expect(bob.notice).to_have_text("Anna, Guest 0 and 13 others joined")
+    await expect(bob.entries(".notice")).to_have_count(4)
+    # A name has one colour everywhere, and others have others.
+    colours = "es => new Set(es.map((e) => getComputedStyle(e).color)).size"
+    assert await bob.page.locator("bdi").filter(has_text=re.compile("^Anna$")).evaluate_all(colours) == 1
+    assert await bob.users.locator("bdi").evaluate_all(colours) > 10
+
+
+async def test_refusals(server: Server, join: Join, bob: Chat, ann: Member) -> None:
     await join(server.url, "Bob", "chess")
-    page = await open_page(f"{server.url}/#math/Bob")
-    await is_connected(page, "math", "Bob")
-    await ann.catch_up()
-    long, spaced = "n" * 33, " spaced "
-    for label, name, sentence in (
-        ("Nickname", "Ann", "Nickname is already in use"),
-        ("Nickname", long, (await ann.ask(action="set_nick", nick=long))["message"]),
-        ("Nickname", "", (await ann.ask(action="set_nick", nick=""))["message"]),
+    rule = "A name has 1 to 32 characters, none of them invisible."
+    refused = [("Nickname", "n" * 33, rule), ("Nickname", " ", rule), ("Nickname", "Ann", "Nickname is already in use")]
+    for label, name, sentence in [
+        *refused,
+        ("Room", "r\u202e", rule),
         ("Room", "chess", "Name already in use in this room."),
-        ("Room", spaced, (await ann.ask(action="join_room", room=spaced))["message"]),
-    ):
-        await enter(page, label, name)
-        await expect(await refusal(page, label)).to_have_text(sentence)
-        await expect(field(page, label)).to_have_value(name)
-        assert await field(page, label).get_attribute("aria-invalid") == "true"
-        await field(page, label).press("End")
-        await field(page, label).press_sequentially("x")
-        await expect(await refusal(page, label)).to_have_text("")
-    await is_connected(page, "math", "Bob")
-    await expect(page).to_have_url(f"{server.url}/#math/Bob")
-    # A name that was refused does not stay in its field when a link leads to another one.
-    await enter(page, "Room", "chess")
-    await expect(await refusal(page, "Room")).not_to_have_text("")
-    await page.evaluate("location.hash = '#physics'")
-    await is_connected(page, "physics", "Bob")
-    await expect(field(page, "Room")).to_have_value("physics")
-    await expect(await refusal(page, "Room")).to_have_text("")
-
-
-async def test_message_that_is_too_long(server: Server, join: Join, open_page: OpenPage) -> None:
-    ann = await join(server.url, "Ann")
-    page = await open_page(f"{server.url}/#default/Bob")
-    await is_connected(page, "default", "Bob")
-    await ann.catch_up()
-    around = len('{"action":"chat_message","message":""}')
-    longest = "é" * ((MAX_MESSAGE - around) // 2)
-    await enter(page, "Message", longest + "éé")
-    await expect(await refusal(page, "Message")).to_contain_text(f"{MAX_MESSAGE} is the limit")
-    await expect(field(page, "Message")).to_have_value(longest + "éé")
-    await enter(page, "Message", longest)
+    ]:
+        await bob.enter(label, name)
+        await expect(bob.refusal(label)).to_have_text(sentence)
+        await expect(bob.field(label)).to_have_accessible_description(sentence)
+        await expect(bob.field(label)).to_have_value(name.strip())
+        await expect(bob.field(label)).to_have_attribute("aria-invalid", "true")
+    longest = "é" * ((MAX_MESSAGE - len('{"action":"chat_message","message":""}')) // 2)
+    await bob.enter("Message", longest + "éé")
+    await expect(bob.refusal("Message")).to_contain_text(f"{MAX_MESSAGE} is the limit")
+    await bob.enter("Message", longest)
     assert (await ann.hear())["message"] == longest
-    await expect(field(page, "Message")).to_have_value("")
-    await expect(await refusal(page, "Message")).to_have_text("")
-    await is_connected(page, "default", "Bob")
-
-
-async def test_address(server: Server, join: Join, open_page: OpenPage) -> None:
-    await join(server.url, "Zoë?&/%", "full")
-    page = await open_page(f"{server.url}/#math")
-    await expect(page.get_by_role("status")).to_have_text(re.compile(r"Connected to math as User\d+"))
-    strange = "a/b %41 #ü"
-    await enter(page, "Room", strange)
-    await enter(page, "Nickname", "Zoë?&/%")
-    await is_connected(page, strange, "Zoë?&/%")
-    await page.reload()
-    await is_connected(page, strange, "Zoë?&/%")
-
-    await page.evaluate("location.hash = '#chess'")
-    await is_connected(page, "chess", "Zoë?&/%")
-    await page.evaluate("location.hash = '#chess/Bob'")
-    await is_connected(page, "chess", "Bob")
-    await expect(page).to_have_url(f"{server.url}/#chess/Bob")
-    await page.go_back()
-    await is_connected(page, "chess", "Zoë?&/%")
-    await page.evaluate("location.hash = '#%E0%A4%A'")
-    await is_connected(page, "%E0%A4%A", "Zoë?&/%")
-    await page.evaluate("location.hash = ''")
-    await is_connected(page, "default", "Zoë?&/%")
-
-    # A link that leads nowhere is put right.
-    await page.evaluate("location.hash = '#full'")
-    await expect(await refusal(page, "Room")).to_have_text("Name already in use in this room.")
-    await expect(page).to_have_url(re.compile("#default/"))
-    await page.evaluate(f"location.hash = '#{'r' * MAX_MESSAGE}'")
-    await expect(await refusal(page, "Room")).to_contain_text("too long")
-    await expect(page).to_have_url(re.compile("#default/"))
-    await is_connected(page, "default", "Zoë?&/%")
+    await bob.field("Nickname").press_sequentially("x")
+    await expect(bob.refusal("Nickname")).to_have_text("")
+    # A name that was refused does not stay in its field when a link leads to another one.
+    await bob.page.evaluate("location.hash = '#physics'")
+    await bob.is_connected("physics", "Bob")
+    await expect(bob.field("Room")).to_have_value("physics")
 
 
 async def test_socket_next_to_the_page(open_page: OpenPage) -> None:
     """Below a path and behind TLS, as with a reverse proxy."""
-    addresses: list[str] = []
 
-    async def prepare(page: Page) -> None:
-        async def serve(route: Route) -> None:
-            name = urlsplit(route.request.url).path.removeprefix("/some/where/")
-            await route.fulfill(path=STATIC / (name or "index.html"), headers=PAGE_HEADERS)
+    def serve(route: Route) -> Awaitable[None]:
+        return route.fulfill(path=STATIC / (route.request.url.rpartition("/")[2] or "index.html"), headers=PAGE_HEADERS)
 
-        await page.route("**/*", serve)
-        await page.route_web_socket("**/*", lambda socket: addresses.append(socket.url))
-
-    page = await open_page("https://chat.test/some/where/#room", prepare)
-    await expect(page.get_by_role("status")).to_have_text(re.compile("^Connecting"))
-    assert addresses == ["wss://chat.test/some/where/chat"]
+    chat = await open_page("https://chat.test/some/where", "math", prepare=lambda chat: chat.page.route("**/*", serve))
+    async with chat.page.expect_websocket() as websocket:
+        await chat.page.reload()
+    assert (await websocket.value).url == "wss://chat.test/some/where/chat"
 
 
 async def test_restart(start_server: Callable[..., Server], join: Join, open_page: OpenPage) -> None:
     server = start_server()
-    page = await open_page(f"{server.url}/#math/Bob", lambda page: page.clock.install())
-    lonely = await open_page(server.url, lambda page: page.clock.install())
-    await is_connected(page, "math", "Bob")
-    await expect(lonely.get_by_role("status")).to_have_text(re.compile("^Connected"))
-    before = await lonely.get_by_role("status").text_content() or ""
-    await field(page, "Message").fill("half a sen")
-    crash(server)  # a shutdown takes two seconds more, as the pages wait for the end of the connection
-    await expect(page.get_by_role("status")).to_have_text(re.compile("^Disconnected"))
-    await enter(page, "Message", "half a sentence")
-    await expect(await refusal(page, "Message")).to_contain_text("not sent")
-    await expect(field(page, "Message")).to_have_value("half a sentence")
-    await enter(page, "Nickname", "Bobby")
-    await expect(await refusal(page, "Nickname")).to_contain_text("not sent")
-
+    bob = await open_page(server.url, "math", "Bob")
+    tries: list[Any] = []
+    bob.page.on("websocket", lambda websocket: tries.append(websocket))
+    count = "e => new MutationObserver(() => window.said = (window.said ?? 0) + 1).observe(e, { childList: true })"
+    await bob.status.evaluate(count)
+    await bob.page.clock.install()
+    await bob.page.clock.pause_at(await bob.page.evaluate("Date.now() / 1000 + 1"))
+    server.process.kill()  # without a word to anyone
+    server.process.wait()
+    await expect(bob.status).to_have_text(DISCONNECTED)
+    for label, text in (("Message", "half a sentence"), ("Nickname", "Bobby")):
+        await bob.enter(label, text)
+        await expect(bob.refusal(label)).to_contain_text("not sent")
+    for _ in range(130):  # 65 seconds; the pauses are 1, 2, 4, 8, 16 and 30 seconds, or up to a quarter less
+        await bob.page.clock.run_for(500)
+    assert len(tries) == 6
+    assert await bob.page.evaluate("said") == 1  # and a screen reader says no more
+    # It waits for half a minute now, but comes back at once when the network does.
     start_server(port=server.port)
-    await page.clock.fast_forward(30_000)
-    await lonely.clock.fast_forward(30_000)
-    await is_connected(page, "math", "Bob")
-    await expect(lonely.get_by_role("status")).to_have_text(before)
-    await expect(users(page)).to_have_text(["Bob (you)"])
-    await expect(field(page, "Nickname")).to_have_value("Bobby")
-    await field(page, "Nickname").press("Enter")
-    await is_connected(page, "math", "Bobby")
+    await bob.page.evaluate("dispatchEvent(new Event('online'))")
+    await bob.is_connected("math", "Bob")
+    await bob.field("Nickname").press("Enter")
+    await bob.is_connected("math", "Bobby")
     ann = await join(server.url, "Ann", "math")
-    await field(page, "Message").press("Enter")
+    await bob.field("Message").press("Enter")
     assert await ann.hear() == {"action": "chat_message", "message": "half a sentence", "user": "Bobby"}
-
-
-async def test_coming_back(start_server: Callable[..., Server], join: Join, open_page: OpenPage) -> None:
-    server = start_server()
-    page = await open_page(f"{server.url}/#math/Bob", lambda page: page.clock.install())
-    await is_connected(page, "math", "Bob")
-    status = page.get_by_role("status")
-    await stop_clock(page)
-    crash(server)
-    for longest in (1, 2, 4, 8, 16, 30):
-        await expect(status).to_have_text(re.compile(r"^Disconnected.* \d+ s\."))
-        pause = int(re.findall(r"(\d+) s\.", await status.text_content() or "")[0])
-        assert 0.75 * longest <= pause <= longest
-        await status.evaluate("e => e.textContent = ''")
-        await page.clock.run_for(pause * 1000)
-
-    # Now it waits for half a minute, but comes back at once when the network does. Its name is taken by now.
-    await expect(status).to_have_text(re.compile("^Disconnected"))
-    start_server(port=server.port)
-    await join(server.url, "Bob", "math")
-    await page.evaluate("dispatchEvent(new Event('online'))")
-    await expect(await refusal(page, "Nickname")).to_have_text("Nickname is already in use")
-    await expect(status).to_have_text(re.compile(r"^Connected to math as User\d+$"))
-    await expect(field(page, "Nickname")).to_have_value("Bob")
     # As it does when the Back button leads to it.
-    await page.evaluate("dispatchEvent(new PageTransitionEvent('pagehide', {persisted: true}))")
-    await expect(status).to_have_text(re.compile("^Disconnected"))
-    await page.evaluate("dispatchEvent(new PageTransitionEvent('pageshow', {persisted: true}))")
-    await expect(status).to_have_text(re.compile("^Connected to math"))
+    await bob.page.evaluate("dispatchEvent(new PageTransitionEvent('pagehide', {persisted: true}))")
+    assert await ann.hear() == {"action": "left", "room": "math", "user": "Bobby", "shame": False}
+    await bob.page.evaluate("dispatchEvent(new PageTransitionEvent('pageshow', {persisted: true}))")
+    await bob.is_connected("math", "Bobby")
 
 
-async def test_server_that_says_nothing(server: Server, join: Join, open_page: OpenPage) -> None:
-    page = await open_page(f"{server.url}/#math/Bob", lambda page: page.clock.install())
-    await is_connected(page, "math", "Bob")
-    await stop_clock(page)
-    server.process.send_signal(signal.SIGSTOP)
-    try:
-        await enter(page, "Message", "one")
-        await enter(page, "Message", "two")
-        await field(page, "Message").fill("three")
-        await page.clock.run_for(10_000)
-        await expect(page.get_by_role("status")).to_have_text(re.compile("^Disconnected"))
-        await expect(field(page, "Message")).to_have_value("one\ntwo\nthree")
-        await expect(await refusal(page, "Message")).to_contain_text("before the server confirmed")
-    finally:
-        server.process.send_signal(signal.SIGCONT)
-    await page.clock.run_for(1_000)
-    await expect(page.get_by_role("status")).to_have_text(re.compile("^Connected to math"))
+async def test_connection_that_freezes(server: Server, join: Join, open_page: OpenPage) -> None:
+    await join(server.url, "Ann", "math")
+    bob = await open_page(server.url, "math", "Bob", Chat.pass_through)
+    (page_end, server_end), *_ = bob.sockets
+    page_end.on_message(lambda message: None)
+    page_end.on_close(lambda code, reason: None)  # the server does not hear of it
+    await bob.page.clock.install()
+    await bob.page.clock.pause_at(await bob.page.evaluate("Date.now() / 1000 + 60"))
+    for text in ("one", "two"):
+        await bob.enter("Message", text)
+    await bob.field("Message").fill("three")
+    await bob.page.clock.run_for(10_000)
+    await expect(bob.field("Message")).to_have_value("one\ntwo\nthree")
+    await expect(bob.refusal("Message")).to_contain_text("before the server confirmed")
+    await bob.page.clock.run_for(1_000)
+    await bob.is_connected("math", RANDOM)
+    await expect(bob.refusal("Nickname")).to_have_text("Nickname is already in use")
+    await expect(bob.field("Nickname")).to_have_value("Bob")
+    await server_end.close()
+    await bob.is_connected("math", "Bob")
+    await bob.page.clock.run_for(20)
+    away = re.compile(r"^You were away for 7\d s\. What was said meanwhile is missing\.$")  # since the last frame
+    await expect(bob.texts(".notice").filter(has_text="away")).to_have_text([away])
+    await expect(bob.refusal("Nickname")).to_have_text("")
 
 
 async def test_odd_frames(server: Server, join: Join, open_page: OpenPage) -> None:
-    sockets: list[WebSocketRoute] = []
-
-    async def prepare(page: Page) -> None:
-        def pass_on(socket: WebSocketRoute) -> None:
-            socket.connect_to_server()
-            sockets.append(socket)
-
-        await page.route_web_socket("**/chat", pass_on)
-
     ann = await join(server.url, "Ann", "math")
-    page = await open_page(f"{server.url}/#math/Bob", prepare)
-    await is_connected(page, "math", "Bob")
-    await expect(users(page)).to_have_count(2)
+    bob = await open_page(server.url, "math", "Bob", Chat.pass_through)
+    (socket, _), *_ = bob.sockets
     values = [None, 1, True, [], {}, ["x"], {"toString": 1}]
     fields = ("user", "room", "message", "from_user", "to_user", "users", "success")
     actions = ("connecting", "joined", "left", "nick_changed", "chat_message", "user_list", "set_nick", "toString", 7)
-    frames: list[Any] = [*values, "text", {"action": None, "success": False, "message": "x"}]
+    frames: list[Any] = [*values, "text", *({"success": True, "message": text} for text in (None, "x"))]
     frames += [{"action": action} for action in actions]
     frames += [{"action": action, **dict.fromkeys(fields, value)} for action in actions for value in values]
     frames += [{"action": action, "success": True, "users": ["Eve"], "message": "x"} for action in actions]
-    for frame in frames:
-        sockets[0].send(json.dumps(frame))
-    for text in ("", "{", "[" * 50_000, "NaN", '"\\ud800"'):
-        sockets[0].send(text)
-    sockets[0].send(b"\x00\xff")
-    await ann.ask(action="chat_message", message="after it all")
-    await expect(entries(page, ".message")).to_have_count(1)
-    await expect(entries(page, ".notice")).to_have_count(1)
-    await enter(page, "Message", "still here")
-    await expect(entries(page, ".own")).to_have_count(1)
-    await expect(users(page)).to_have_text(["Ann", "Bob (you)"])
-    await is_connected(page, "math", "Bob")
-    # Odd answers count as none. A message that is refused is not lost.
-    odd: list[Any] = [{"action": "set_nick", "success": True}, {"action": "chat_message", "success": "true"}]
-    answers = {
-        "chat_message": [*odd, {"action": "chat_message", "success": False, "message": "Not now."}],
-        "user_list": [{"action": "user_list", "success": True, "users": 7}],
-    }
-
-    def answer(request: str | bytes) -> None:
-        for body in answers[json.loads(request)["action"]]:
-            sockets[0].send(json.dumps(body))
-
-    sockets[0].on_message(answer)
-    await page.evaluate("dispatchEvent(new Event('online'))")  # the page asks for the users again
-    await enter(page, "Message", "next")
-    await expect(await refusal(page, "Message")).to_have_text("Not now.")
-    await expect(field(page, "Message")).to_have_value("next")
-    await expect(entries(page, ".own")).to_have_count(1)
-    await expect(users(page)).to_have_text(["Ann", "Bob (you)"])
+    for text in [*map(json.dumps, frames), "", "{", "[" * 50_000, "NaN", '"\\ud800"']:
+        socket.send(text)
+    socket.send(b"\x00\xff")
+    await say(ann, "after it all")
+    await bob.enter("Message", "still here")
+    await expect(bob.texts()).to_have_text(["You are Bob in math", "after it all", "still here"])
+    await expect(bob.users).to_have_text(["Ann", "Bob (you)"])
+    # Odd responses count as none. A message that is refused is not lost.
+    responses: list[Any] = [{"action": "set_nick", "success": True}, {"action": "chat_message", "success": "true"}]
+    responses += [{"action": "chat_message", "success": False, "message": "Not now."}]
+    socket.on_message(lambda request: list(map(socket.send, map(json.dumps, responses))))
+    await bob.enter("Message", "next")
+    await expect(bob.refusal("Message")).to_have_text("Not now.")
+    await expect(bob.field("Message")).to_have_value("next")
 
 
-@pytest.mark.parametrize("way", ["the tab is closed", "a link leads away"])
-async def test_goodbye(server: Server, join: Join, open_page: OpenPage, way: str) -> None:
-    ann = await join(server.url, "Ann", "math")
-    page = await open_page(f"{server.url}/#math/Bob")
-    await is_connected(page, "math", "Bob")
-    await ann.catch_up()
-    await (page.close() if way == "the tab is closed" else page.goto("about:blank"))
-    assert await ann.hear() == {"action": "left", "room": "math", "user": "Bob", "shame": False}
-
-
-async def test_scrolling_back(server: Server, join: Join, open_page: OpenPage) -> None:
-    ann = await join(server.url, "Ann")
-    page = await open_page(f"{server.url}/#default/Bob")
-    await is_connected(page, "default", "Bob")
-    await ann.catch_up()
-    for number in range(40):
-        await ann.ask(action="chat_message", message=f"{number} {'word ' * number}")
-    await expect(entries(page).last).to_be_in_viewport()
-    assert await distance_from_end(page) < 1
-    await page.set_viewport_size({"width": 360, "height": 400})  # as the keyboard of a phone does
-    await expect(entries(page).last).to_be_in_viewport(ratio=0.5)
-
-    button = page.get_by_role("button", name="new message")
-    await expect(button).to_be_hidden()
-    await page.get_by_role("log").hover()
-    await page.mouse.wheel(0, -600)
-    async with asyncio.timeout(TIMEOUT):
-        now = 0.0
-        while now < 500 or now != await distance_from_end(page):  # it moves smoothly, for some frames
-            now = await distance_from_end(page)
-            await page.evaluate("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
-    before = await page.get_by_role("log").evaluate("e => e.scrollTop")
-    await ann.ask(action="chat_message", message="new")
+async def test_scrolling_back(bob: Chat, ann: Member) -> None:
+    button = bob.button("new message")
+    await say(ann, *(f"{number} {'word ' * number}" for number in range(40)))
+    await expect(bob.entries().last).to_be_in_viewport()
+    await bob.page.set_viewport_size({"width": 360, "height": 400})  # as the keyboard of a phone does
+    await expect(bob.entries().last).to_be_in_viewport(ratio=0.5)
+    top = await bob.scroll("e.scrollTop - 600")
+    await say(ann, "new")
     await expect(button).to_have_text("1 new message")
-    await ann.ask(action="chat_message", message="newer")
     await ann.ask(action="set_nick", nick="Anna")
-    await ann.ask(action="chat_message", message="newest")
-    await expect(button).to_have_text("3 new messages")
-    assert await page.get_by_role("log").evaluate("e => e.scrollTop") == before
-    await button.click()
+    await say(ann, "newest")
+    await expect(button).to_have_text("2 new messages")
+    assert await bob.scroll("e.scrollTop") == top
+    await button.press("Enter")
     await expect(button).to_be_hidden()
-    await expect(entries(page).last).to_be_in_viewport()
-    await expect(field(page, "Message")).to_be_focused()
-    await ann.ask(action="chat_message", message="and on it goes")
-    await expect(entries(page).last.get_by_text("and on it goes")).to_be_in_viewport()
+    await expect(bob.field("Message")).to_be_focused()
+    await expect(bob.entries().last).to_be_in_viewport()
     # Somebody who says something wants to see it.
-    await page.get_by_role("log").evaluate("e => e.scrollTop = 0")
-    await ann.ask(action="chat_message", message="below")
-    await expect(button).to_be_visible()
-    await enter(page, "Message", "mine")
-    await expect(entries(page, ".own")).to_be_in_viewport()
-    await expect(button).to_be_hidden()
+    await bob.scroll("0")
+    await say(ann, "below")
+    await bob.enter("Message", "mine")
+    await expect(bob.entries(".own")).to_be_in_viewport()
 
 
-async def test_5000_messages(server: Server, join: Join, open_page: OpenPage) -> None:
-    ann = await join(server.url, "Ann")
-    page = await open_page(f"{server.url}/#default/Bob")
-    await is_connected(page, "default", "Bob")
-    await ann.catch_up()
-
-    async def say(numbers: range) -> None:
-        for number in numbers:
-            await ann.websocket.send_json({"action": "chat_message", "message": f"number {number}"})
-        for _ in numbers:
-            await ann.hear()
-
-    await say(range(5000))
-    await expect(entries(page).last.locator(".text")).to_have_text("number 4999")
-    await expect(entries(page)).to_have_count(1000)
-    await expect(entries(page).first.locator(".text")).to_have_text("number 4000")
-    await expect(entries(page).last).to_be_in_viewport()
+async def test_5000_messages(bob: Chat, ann: Member) -> None:
+    most = "Math.max(window.most ?? 0, records.reduce((sum, record) => sum + record.addedNodes.length, 0))"
+    observer = f"new MutationObserver((records) => window.most = {most})"
+    await bob.log.evaluate(f"log => {observer}.observe(log, {{ childList: true }})")
+    await say(ann, *(f"number {number}" for number in range(5000)))
+    await expect(bob.texts().last).to_have_text("number 4999")
+    await expect(bob.entries()).to_have_count(1000)
+    assert await bob.page.locator(".head").first.evaluate("e => getComputedStyle(e).clipPath") == "none"
+    assert 1 <= await bob.page.evaluate("most") <= 100  # or the page would stand still meanwhile
     # Whoever reads further up goes on reading while old messages leave above.
-    line = page.get_by_text("number 4500", exact=True)
-    await line.evaluate("e => e.scrollIntoView({block: 'center'})")
-    before = await line.bounding_box()
-    await say(range(5000, 5300))
-    await expect(page.get_by_role("button", name="300 new messages")).to_be_visible()
-    await expect(entries(page).first.locator(".text")).to_have_text("number 4300")
-    after = await line.bounding_box()
-    assert before
-    assert after
-    assert abs(before["y"] - after["y"]) < 1.5
-
-
-async def test_title_of_a_hidden_tab(server: Server, join: Join, open_page: OpenPage) -> None:
-    hidden = "Object.defineProperty(document, 'hidden', {configurable: true, get: () => window.isHidden === true})"
-    page = await open_page(f"{server.url}/#math/Bob", lambda page: page.add_init_script(hidden))
-    await is_connected(page, "math", "Bob")
-    ann = await join(server.url, "Ann", "math")
-    await ann.ask(action="chat_message", message="seen")
-    await expect(entries(page, ".message")).to_have_count(1)
-    await expect(page).to_have_title("math - aiohttp chat")
-    await page.evaluate("window.isHidden = true; document.dispatchEvent(new Event('visibilitychange'))")
-    for number in range(1, 4):
-        await ann.ask(action="chat_message", message="unseen")
-        await expect(page).to_have_title(f"({number}) math - aiohttp chat")
-    await page.evaluate("window.isHidden = false; document.dispatchEvent(new Event('visibilitychange'))")
-    await expect(page).to_have_title("math - aiohttp chat")
-
-
-async def test_keyboard_only(server: Server, join: Join, open_page: OpenPage) -> None:
-    page = await open_page(f"{server.url}/#math/Bob")
-    await is_connected(page, "math", "Bob")
-    ann = await join(server.url, "Ann", "math")
-    for _ in range(40):
-        await ann.ask(action="chat_message", message="one of many")
-    await expect(entries(page, ".message")).to_have_count(40)
-    await page.keyboard.type("typed at once")
-    await page.keyboard.press("Enter")
-    assert (await ann.hear())["message"] == "typed at once"
-
-    for role in ("log", "list"):  # Chromium would stop there anyway, other browsers don't
-        assert await page.get_by_role(role).get_attribute("tabindex") == "0"
-    stops = [page.get_by_role("button", name="Send"), field(page, "Room"), page.get_by_role("button", name="Join")]
-    stops += [
-        field(page, "Nickname"),
-        page.get_by_role("button", name="Rename"),
-        page.get_by_role("list", name="Users"),
-    ]
-    stops += [page.get_by_role("log"), field(page, "Message")]
-    await page.keyboard.press("Tab")
-    await expect(stops[0]).to_be_focused()
-    await stops[0].evaluate("e => e.blur()")  # behind the last one, the focus leaves for the browser's own controls
-    await page.evaluate("document.body.tabIndex = -1; document.body.focus()")
-    for stop in stops[1:]:
-        await page.keyboard.press("Tab")
-        await expect(stop).to_be_focused()
-        ring = await stop.evaluate("e => [getComputedStyle(e).outlineStyle, getComputedStyle(e).outlineWidth]")
-        assert ring == ["solid", "2px"]
-    await page.keyboard.press("Shift+Tab")
-    await page.keyboard.press("Home")
-    await expect(entries(page).first).to_be_in_viewport()
-    await ann.ask(action="chat_message", message="below")
-    await expect(page.get_by_role("button", name="1 new message")).to_be_visible()
-    await page.keyboard.press("Tab")
-    await expect(page.get_by_role("button", name="1 new message")).to_be_focused()
-    await page.keyboard.press("Enter")
-    await expect(field(page, "Message")).to_be_focused()
-    await expect(entries(page).last).to_be_in_viewport()
-
-
-# Returns for each selector the colour of a text and the one behind it, as [red, green, blue].
-COLOURS = """selectors => selectors.map((selector) => {
-  const read = (colour) => colour.match(/[0-9.]+/g).map(Number);
-  let element = document.querySelector(selector);
-  const text = read(getComputedStyle(element, element.value === "" ? "::placeholder" : null).color);
-  while (read(getComputedStyle(element).backgroundColor)[3] === 0) element = element.parentElement;
-  return [text.slice(0, 3), read(getComputedStyle(element).backgroundColor).slice(0, 3)];
-})"""
-
-# Returns what does not fit into the window, and what scrolls sideways.
-MISFITS = """() => {
-  const misfits = [...document.querySelectorAll("body, #log")].filter((e) => e.scrollWidth > e.clientWidth);
-  for (const element of document.querySelectorAll("input, textarea, #message-form button, #status, #log")) {
-    const { top, left, bottom, right, height } = element.getBoundingClientRect();
-    if (top < 0 || left < 0 || bottom > innerHeight || right > innerWidth || height < 15) misfits.push(element);
-  }
-  const { scrollWidth, scrollHeight } = document.scrollingElement;
-  if (scrollWidth > innerWidth || scrollHeight > innerHeight) misfits.push(document.scrollingElement);
-  return misfits.map((element) => element.id || element.tagName);
-}"""
-
-
-def contrast(one: list[float], other: list[float]) -> float:
-    """Return the contrast of two colours as WCAG 2 defines it, from 1 to 21."""
-
-    def luminance(colour: list[float]) -> float:
-        linear = [c / 255 / 12.92 if c <= 10 else ((c / 255 + 0.055) / 1.055) ** 2.4 for c in colour]
-        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
-
-    darker, lighter = sorted((luminance(one), luminance(other)))
-    return (lighter + 0.05) / (darker + 0.05)
+    line, place = bob.page.get_by_text("number 4500", exact=True), "e => e.getBoundingClientRect().y"
+    await bob.scroll("e.scrollHeight / 2")
+    before = await line.evaluate(place)
+    await say(ann, *(f"number {number}" for number in range(5000, 5300)))
+    await expect(bob.button("300 new messages")).to_be_visible()
+    assert await bob.entries().count() == 1000
+    assert abs(before - await line.evaluate(place)) < 3
 
 
 async def test_looks(start_server: Callable[..., Server], join: Join, open_page: OpenPage) -> None:
     server = start_server()
-    page = await open_page(f"{server.url}/#{'R' * 32}/{'W' * 32}")
-    await is_connected(page, "R" * 32, "W" * 32)
-    members = [await join(server.url, f"{number}" + "M" * 30, "R" * 32) for number in range(5)]
-    for _ in range(8):
-        await members[4].ask(action="chat_message", message="x" * 3000 + " " + "word " * 100)
-    await enter(page, "Message", "W" * 200)
-    await expect(entries(page, ".own")).to_be_in_viewport()
-    await enter(page, "Nickname", "0" + "M" * 30)
-    await expect(await refusal(page, "Nickname")).not_to_have_text("")
-    await page.get_by_role("log").evaluate("e => e.scrollTop = 0")
-    await members[4].ask(action="chat_message", message="below")
-    await expect(page.get_by_role("button", name="1 new message")).to_be_visible()
+    chat = await open_page(server.url, "R" * 32, "W" * 32, Chat.pass_through)
+    await chat.page.evaluate(importlib.resources.files("axe_playwright_python").joinpath("axe.min.js").read_text())
+    sizes = [(360, 740), (360, 400), (768, 1024), (1920, 1080)]
+    sizes += [(320, 200), (740, 197), (844, 195)]  # enlarged four times; phones on their side with a keyboard
 
-    texts = ["h1", "h2", "label", "#user-count", "#room", "#message", "#users li", ".message:not(.own) .text"]
-    texts += [".own .text", ".head", ".user", "#log time", ".notice", "#new-messages", "#status", "#nick-refusal"]
-    texts += ["#place button", "#message-form button"]
+    async def check(state: str) -> None:
+        """Let axe look for violations of WCAG and of good practice, the contrast of colours among them."""
+        for dark in (False, True):
+            await chat.page.emulate_media(color_scheme="dark" if dark else "light")
+            results = await chat.page.evaluate("axe.run()")
+            violations = [(rule["id"], [node["html"] for node in rule["nodes"]]) for rule in results["violations"]]
+            assert violations == [], (state, dark)
+            assert "color-contrast" in [rule["id"] for rule in results["passes"]]
 
-    async def look(mode: Literal["light", "dark"], sizes: list[tuple[int, int]]) -> Any:
-        await page.emulate_media(color_scheme=mode)
-        colours = await page.evaluate(COLOURS, texts)
-        for text, pair in zip(texts, colours, strict=True):
-            assert contrast(*pair) >= 4.5, (mode, text, pair)
-        for width, height in sizes:
-            await page.set_viewport_size({"width": width, "height": height})
-            assert await page.evaluate(MISFITS) == [], (mode, width, height)
-        return colours
-
-    light = await look("light", [(360, 740), (360, 400), (768, 1024), (1920, 1080)])
-    dark = await look("dark", [(360, 740), (1920, 1080)])
-    assert all(one != other for one, other in zip(light, dark, strict=True))
-    crash(server)
-    await expect(page.get_by_role("status")).to_have_text(re.compile("^Disconnected"))
-    await look("light", [(360, 740)])
-    await look("dark", [(1920, 1080)])
+    await expect(chat.entries()).to_have_count(2)
+    await check("first visit")
+    member = await join(server.url, "M" * 32, "R" * 32)
+    await say(member, "See https://a.example/", f"@{'W' * 32}", "x" * 3000 + " word" * 100)
+    await chat.enter("Message", "https://a.example/" + "W" * 200)
+    await expect(chat.entries(".own")).to_be_in_viewport()
+    await check("talking")
+    labels = ("Nickname", "Room", "Message")
+    for width, height in sizes:
+        await chat.page.set_viewport_size({"width": width, "height": height})
+        for part in (chat.status, chat.log, chat.button("Send"), *map(chat.field, labels)):
+            await expect(part).to_be_in_viewport(ratio=0.99)
+        overflow = "es => es.filter((e) => e.scrollWidth > e.clientWidth).map((e) => e.id || e.tagName)"
+        assert await chat.page.locator("html, body, #log").evaluate_all(overflow) == [], (width, height)
+        assert await chat.log.evaluate("e => e.clientHeight") >= 110, (width, height)
+    for label, text in zip(labels, ("n" * 33, "", "é" * MAX_MESSAGE), strict=True):
+        await chat.enter(label, text)
+        await expect(chat.refusal(label)).not_to_have_text("")
+    for width, height in reversed(sizes):
+        await chat.page.set_viewport_size({"width": width, "height": height})
+        await expect(chat.button("Send")).to_be_in_viewport(ratio=0.99)
+    await check("refused, on a phone")
+    await chat.page.set_viewport_size({"width": 1280, "height": 800})
+    await check("refused")
+    for number in range(200):
+        chat.sockets[0][0].send(json.dumps({"action": "joined", "room": "R" * 32, "user": f"Guest {number}"}))
+    await expect(chat.users).to_have_count(202)
+    await check("200 users")
+    # Where a system forces its colours, a border stays, but no background.
+    await chat.page.emulate_media(forced_colors="active")
+    dot = "e => parseInt(getComputedStyle(e, '::before').borderTopWidth)"
+    connected = await chat.status.evaluate(dot)
+    server.process.kill()  # without a word to anyone
+    server.process.wait()
+    await expect(chat.status).to_have_text(DISCONNECTED)
+    assert connected > 2 * await chat.status.evaluate(dot) > 0
+    await chat.page.emulate_media(forced_colors="none")
+    await check("disconnected")

@@ -38,7 +38,7 @@ async def write(websocket: aiohttp.ClientWebSocketResponse) -> None:
         await asyncio.sleep(INTERVAL)
 
 
-async def run(url: str) -> None:
+async def run(url: URL) -> None:
     """Talk to the server until it closes the connection. To cancel this is to say goodbye; failures are raised."""
     async with (
         aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(HANDSHAKE_TIMEOUT)) as session,
@@ -56,35 +56,30 @@ async def run(url: str) -> None:
                 await reader  # it hears the end; cancelled, it would break the connection
 
 
-def address(text: str) -> str:
-    """Return the address of a WebSocket, as typed; raise ValueError, which argparse turns into a sentence."""
-    if URL(text).origin().scheme not in ("ws", "wss", "http", "https"):
-        raise ValueError
-    return text
-
-
 async def main() -> None:
     """Run until Ctrl+C, SIGTERM or SIGHUP, which say goodbye, or until the connection ends, which is an error."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--url", type=address, default="ws://localhost:8080/echo", help="default: %(default)s")
+    parser.add_argument("--url", type=URL, default="ws://localhost:8080/echo", help="default: %(default)s")
     url = parser.parse_args().url
-    loop, task = asyncio.get_running_loop(), asyncio.create_task(run(url))
+    if url.scheme not in ("ws", "wss", "http", "https") or not url.host:
+        parser.error(f"{str(url)!r} is not the address of a WebSocket, such as ws://localhost:8080/echo")
+    task = asyncio.create_task(run(url))
 
     def leave(*_: object) -> None:
-        if not (task.cancelling() or task.done()):  # signals often come twice, and a goodbye may not be cancelled
-            loop.call_soon_threadsafe(task.cancel)
+        if not (task.cancelling() or task.done()):  # a second signal may not cut the goodbye short
+            task.get_loop().call_soon_threadsafe(task.cancel)
 
-    for name in {"SIGINT", "SIGTERM", "SIGHUP"} & set(dir(signal)):  # there is no SIGHUP on Windows
+    for name in {"SIGINT", "SIGTERM", "SIGHUP"} & set(dir(signal)):  # Windows has no SIGHUP
         signal.signal(getattr(signal, name), leave)
     reason: str | None = "the server closed the connection"
     try:
         await task
     except* asyncio.CancelledError:
         reason = None
-    except* aiohttp.ClientResponseError as errors:
-        reason = f"this is not a WebSocket: {errors.exceptions[0]}"
     except* (aiohttp.ClientConnectorError, TimeoutError):
         reason = "no response; is the server running?"
+    except* aiohttp.ClientResponseError as errors:
+        reason = f"this is not a WebSocket: HTTP {errors.exceptions[0]}"
     except* (aiohttp.ClientError, OSError) as errors:
         reason = str(errors.exceptions[0])
     sys.exit(reason and f"{url}: {reason}")

@@ -76,12 +76,15 @@ async def main() -> None:
         await task
     except* asyncio.CancelledError:
         reason = None
+    except* ConnectionResetError:
+        pass  # the writer noticed the end before the reader
     except* (aiohttp.ClientConnectorError, TimeoutError):
         reason = "no response; is the server running?"
     except* aiohttp.ClientResponseError as errors:
         reason = f"this is not a WebSocket: HTTP {errors.exceptions[0]}"
     except* (aiohttp.ClientError, OSError) as errors:
         reason = str(errors.exceptions[0])
+        sys.stdout = sys.stderr  # if it is the output that failed, nothing is left to be flushed there
     sys.exit(reason and f"{url}: {reason}")
 
 

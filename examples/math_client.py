@@ -107,12 +107,15 @@ async def main() -> None:
         await task
     except* asyncio.CancelledError:
         reason = None
+    except* ConnectionResetError:
+        pass  # the writer noticed the end before the reader
     except* (aiohttp.ClientConnectorError, TimeoutError):
         reason = "no response; is the server running?"
     except* (aiohttp.ClientResponseError, ValueError, RecursionError) as errors:  # the latter are from json()
         reason = f"this is not a chat: {errors.exceptions[0]}"
     except* (aiohttp.ClientError, OSError) as errors:
         reason = str(errors.exceptions[0])
+        sys.stdout = sys.stderr  # if it is the output that failed, nothing is left to be flushed there
     sys.exit(reason and f"{arguments.url}: {reason}")
 
 

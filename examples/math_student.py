@@ -31,7 +31,7 @@ async def read(websocket: aiohttp.ClientWebSocketResponse, entered: asyncio.Even
                 raise aiohttp.ClientError(f"the server refuses: {refusal!a}")
             case {"action": "set_nick", "success": True}:
                 entered.set()
-            case {"action": "left", "user": user, "shame": True}:
+            case {"action": "left", "room": "math", "user": user, "shame": True}:
                 laughs.put_nowait(f"Ha ha, {user} left without a goodbye!")
             case {"action": "chat_message", "message": text, **others}:
                 # !a shows all that is not plain as escapes, so that nobody can play with the terminal.

@@ -1,190 +1,232 @@
-"""What all client scripts have in common: they meet servers and surroundings that misbehave, each as a process."""
+"""What all clients have in common: how they end. Each runs as a process of its own, as people run it."""
 
 import asyncio
-import base64
-import hashlib
-import os
-import re
+import contextlib
+import importlib
 import signal
 import socket
-import subprocess
 import sys
-from pathlib import Path
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
 from aiohttp import web
+from pytest_aiohttp import AiohttpServer
 
-from tests.conftest import ROOT, TIMEOUT, UNWANTED, Server
+from server import init_app
+from tests.conftest import TIMEOUT, Member, RawClient, Script
 
 SCRIPTS = ["client_echo_example.py", "client.py", "examples/math_student.py", "examples/math_client.py"]
-# Runs a script whose timeouts are so many times as short.
-HURRY = """
-import aiohttp, asyncio, os, runpy, sys
-ClientTimeout, timeout, hurry = aiohttp.ClientTimeout, asyncio.timeout, int(os.environ["HURRY"])
-aiohttp.ClientTimeout = lambda seconds: ClientTimeout(seconds / hurry)
-asyncio.timeout = lambda seconds: timeout(seconds and seconds / hurry)
-sys.argv.pop(0)
-runpy.run_path(sys.argv[0], run_name="__main__")
-"""
+pytestmark = pytest.mark.parametrize("script", SCRIPTS)
 
+Start = Callable[..., Awaitable[Script]]
+Talk = Callable[[web.WebSocketResponse, asyncio.Transport], Awaitable[None]]
+Serve = Callable[[Talk], Awaitable[str]]
 
-async def run(script: str, url: str, shell: str = "", **environment: str) -> tuple[str, str]:
-    """Run a script until it ends, which it has to do with an error; return its output and its one sentence."""
-    # aioconsole leaves the standard streams open, which would be a ResourceWarning.
-    warnings = "ignore::ResourceWarning" if script == "client.py" else "error"
-    command = ["sh", "-c", f'exec "$@" {shell}', "sh", sys.executable, "-W", warnings, "-c", HURRY, str(ROOT / script)]
-    process = await asyncio.create_subprocess_exec(
-        *command,
-        "--url",
-        url,
-        stdin=subprocess.DEVNULL if script != "client.py" else subprocess.PIPE,  # where nobody types anything
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        env={**os.environ, "HURRY": "1", **environment},
-    )
-    try:
-        assert process.stdout
-        assert process.stderr
-        output, errors, code = await asyncio.wait_for(
-            asyncio.gather(process.stdout.read(), process.stderr.read(), process.wait()), TIMEOUT
-        )
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.communicate()
-        elif process.stdin:
-            process.stdin.close()
-    assert code == 1, errors.decode()
-    assert errors.count(b"\n") == 1, errors.decode()
-    assert not UNWANTED.search(errors.decode())
-    assert errors.decode().startswith(f"{url}: ")
-    return output.decode(), errors.decode().removeprefix(f"{url}: ")
-
-
-async def run_all(url: str, **environment: str) -> list[str]:
-    """Run all scripts at once; return their sentences."""
-    endings = await asyncio.gather(*(run(script, url, **environment) for script in SCRIPTS))
-    return [sentence for _, sentence in endings]
-
-
-async def test_server_that_does_not_answer_the_handshake() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as listener:  # the system connects, and nobody is there
-        sentences = await run_all(f"ws://127.0.0.1:{listener.getsockname()[1]}/", HURRY="50")
-    assert sentences == ["the server does not answer.\n"] * 4
-
-
-async def test_server_that_does_not_answer_a_request(aiohttp_server: Any) -> None:
-    """The chat from a terminal needs to know which answer belongs to which request."""
-
-    async def view(request: web.Request) -> web.WebSocketResponse:
-        websocket = web.WebSocketResponse()
-        await websocket.prepare(request)
-        if request.path == "/welcome":
-            await websocket.send_json({"action": "connecting", "room": "default", "user": "User1000"})
-        async for _ in websocket:
-            pass
-        return websocket
-
-    app = web.Application()
-    app.add_routes([web.get("/welcome", view), web.get("/silent", view)])
-    url = (await aiohttp_server(app)).make_url("/")
-    endings = await asyncio.gather(*(run("client.py", str(url / path), HURRY="50") for path in ("welcome", "silent")))
-    assert [sentence for _, sentence in endings] == ["the server does not answer.\n"] * 2
-
-
-@pytest.mark.parametrize(("data", "problem"), [(b"\x83\x00", "opcode=3"), (b"\x81\x01\xff", "UTF-8")])
-async def test_server_that_sends_a_broken_frame(data: bytes, problem: str) -> None:
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        request = (await reader.readuntil(b"\r\n\r\n")).decode()
-        (key,) = re.findall(r"Sec-WebSocket-Key: (\S+)", request)
-        accept = base64.b64encode(hashlib.sha1(f"{key}258EAFA5-E914-47DA-95CA-C5AB0DC85B11".encode()).digest())
-        head = b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-        writer.write(head + b"Sec-WebSocket-Accept: " + accept + b"\r\n\r\n" + data)
-        await reader.read()
-        writer.close()
-
-    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
-        sentences = await run_all(f"ws://127.0.0.1:{server.sockets[0].getsockname()[1]}/")
-    assert len(set(sentences)) == 1
-    assert problem in sentences[0]
-
-
-@pytest.mark.parametrize("url", ["localhost:8080", "nonsense", "http://[::1", "//localhost"])
-async def test_address_that_is_none(url: str) -> None:
-    assert await run_all(url) == ["this is not the address of a WebSocket.\n"] * 4
-
-
-async def test_address_of_nothing() -> None:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))  # and nobody listens
-        port = taken.getsockname()[1]
-        sentences = await run_all(f"ws://127.0.0.1:{port}/")
-    assert len(set(sentences)) == 1
-    assert sentences[0].startswith(f"Cannot connect to host 127.0.0.1:{port}")
-
-
-async def test_address_of_something_else(server: Server) -> None:
-    sentences = await run_all(f"{server.url}/nowhere")
-    assert len(set(sentences)) == 1
-    assert "404" in sentences[0]
+NO_RESPONSE = "no response; is the server running?"
+CLOSED = "the server closed the connection"
 
 
 @pytest.fixture
-async def url_of_a_short_talk(aiohttp_server: Any) -> str:
-    """The address of a server that says something, with letters that are not in ASCII, and goes."""
+def start(script: str, start_script: Start) -> Start:
+    """Start the script with `await start(url, HANDSHAKE_TIMEOUT=0.1)`, which sets constants of its module."""
 
-    async def view(request: web.Request) -> web.WebSocketResponse:
-        websocket = web.WebSocketResponse()
-        await websocket.prepare(request)
-        await websocket.send_str('{"action": "connecting", "room": "default", "user": "User1000"}')
+    async def start(
+        url: str, shell: str = "", redirect: str = "", encoding: str = "utf-8", **constants: float
+    ) -> Script:
+        module = script.removesuffix(".py").replace("/", ".")
+        settings = "; ".join(f"script.{name} = {value}" for name, value in constants.items())
+        code = f"import asyncio, {module} as script; {settings}; asyncio.run(script.main())"
+        # aioconsole leaves the standard streams open, which would be a ResourceWarning.
+        warnings = "ignore::ResourceWarning" if script == "client.py" else "error"
+        surroundings = {"shell": shell, "redirect": redirect, "warnings": warnings, "PYTHONIOENCODING": encoding}
+        return await start_script(*(["-c", code] if constants else [script]), "--url", url, **surroundings)
+
+    return start
+
+
+@pytest.fixture
+def serve(aiohttp_server: AiohttpServer) -> Serve:
+    """Start a server with `url = await serve(talk)`, which lets clients in and leaves the rest to `talk`."""
+
+    async def serve(talk: Talk) -> str:
+        async def view(request: web.Request) -> web.WebSocketResponse:
+            websocket = web.WebSocketResponse(autoclose=False)
+            await websocket.prepare(request)
+            await websocket.send_json({"action": "connecting", "room": "default", "user": "User1000"})
+            await websocket.receive()  # all clients say something at first; now it is ready
+            assert request.transport
+            with contextlib.suppress(ConnectionResetError):
+                await talk(websocket, request.transport)
+            return websocket
+
+        app = web.Application()
+        app.router.add_get("/", view)
+        return str((await aiohttp_server(app)).make_url("/"))
+
+    return serve
+
+
+async def fails(script: Script, url: str) -> str:
+    """Wait until it ends, which it has to do with one sentence about the URL; return the rest of the sentence."""
+    code, _, errors = await script.end()
+    assert (code, errors.count("\n")) == (1, 1), errors
+    assert errors.startswith(f"{url}: ")
+    return errors.removeprefix(f"{url}: ").removesuffix("\n")
+
+
+@pytest.mark.parametrize(
+    ("signals", "shell"),
+    [
+        ([signal.SIGINT, signal.SIGINT], ""),  # `timeout` signals a group of processes, in which uv passes its own on
+        ([signal.SIGTERM, signal.SIGTERM], ""),
+        ([signal.SIGHUP], ""),
+        ([signal.SIGTERM], "trap '' INT;"),  # as a shell script starts what it runs in the background
+    ],
+)
+async def test_signal_is_a_goodbye(start: Start, serve: Serve, signals: list[signal.Signals], shell: str) -> None:
+    arrived, close_code = asyncio.Event(), asyncio.get_running_loop().create_future()
+
+    async def talk(websocket: web.WebSocketResponse, _: asyncio.Transport) -> None:
+        arrived.set()
+        async for _message in websocket:
+            pass
+        close_code.set_result(websocket.close_code)
+
+    script = await start(await serve(talk), shell)
+    await asyncio.wait_for(arrived.wait(), TIMEOUT)
+    for number in signals:
+        script.process.send_signal(number)
+    code, _, errors = await script.end()
+    assert (code, errors) == (0, "")
+    assert await asyncio.wait_for(close_code, TIMEOUT) == 1000
+
+
+async def test_goodbye_in_a_busy_room(
+    script: str,
+    start: Start,
+    aiohttp_server: AiohttpServer,
+    join: Callable[..., Awaitable[Member]],
+    connect_raw: Callable[..., Awaitable[RawClient]],
+) -> None:
+    url = (await aiohttp_server(await init_app())).make_url("/")
+    room = "math" if "math" in script else "default"
+    bob = await connect_raw(url)
+    bob.writer.write(RawClient.text(action="join_room", room=room))
+    amy = await join(url, nick="Amy")
+    await amy.ask(action="join_room", room=room)
+
+    async def talk() -> None:
+        while True:
+            bob.writer.write(RawClient.text(action="chat_message", message="Hello!"))
+            await bob.reader.read(1000)
+            await asyncio.sleep(0.0005)
+
+    talking = asyncio.create_task(talk())
+    client = await start(f"{url}chat")
+    assert await client.line()
+    client.process.send_signal(signal.SIGINT)
+    ending = asyncio.create_task(client.end())
+    async with asyncio.timeout(TIMEOUT):
+        while (body := await amy.hear())["action"] != "left":
+            pass
+    talking.cancel()
+    assert body["shame"] is False
+    code, _, errors = await ending
+    assert (code, errors) == (0, "")
+
+
+@pytest.mark.parametrize("busy", [False, True])
+async def test_goodbye_without_a_response(start: Start, serve: Serve, busy: bool) -> None:
+    """It is waited for even where messages come faster than they can be printed, but not for ever."""
+    arrived, ended = asyncio.Event(), asyncio.Event()
+
+    async def talk(websocket: web.WebSocketResponse, _: asyncio.Transport) -> None:
+        arrived.set()
+        while busy:
+            await websocket.send_json({"action": "chat_message", "user": "Bob", "message": "Hello!"})
+            await asyncio.sleep(0)
+        await asyncio.wait_for(ended.wait(), TIMEOUT)
+
+    url = await serve(talk)
+    script = await start(url, redirect="> /dev/null", GOODBYE_TIMEOUT=0.5)
+    await asyncio.wait_for(arrived.wait(), TIMEOUT)
+    script.process.send_signal(signal.SIGINT)
+    script.process.send_signal(signal.SIGINT)
+    assert await fails(script, url) == NO_RESPONSE
+    ended.set()
+
+
+@pytest.mark.parametrize("signalled", [False, True])
+async def test_server_that_does_not_respond_to_the_handshake(start: Start, signalled: bool) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.setblocking(False)
+        url = f"ws://127.0.0.1:{listener.getsockname()[1]}/"
+        script = await (start(url) if signalled else start(url, HANDSHAKE_TIMEOUT=0.1))
+        connection, _ = await asyncio.wait_for(asyncio.get_running_loop().sock_accept(listener), TIMEOUT)
+        with connection:
+            if signalled:
+                script.process.send_signal(signal.SIGTERM)
+                assert await script.end() == (0, "", "")
+            else:
+                assert await fails(script, url) == NO_RESPONSE
+
+
+@pytest.mark.parametrize(
+    ("data", "problem"),
+    [
+        (b"\x83\x00", "opcode=3"),
+        (b"\x81\x01\xff", "UTF-8"),
+        (b"\x88\x02\x03\xe9", CLOSED),  # close code 1001: it ends by SIGTERM
+        (b"", CLOSED),  # not even that: it ends by SIGKILL
+    ],
+)
+async def test_server_that_goes_away(start: Start, serve: Serve, data: bytes, problem: str) -> None:
+    async def talk(websocket: web.WebSocketResponse, transport: asyncio.Transport) -> None:
+        transport.write(data) if data else transport.close()
+        async for _ in websocket:
+            pass
+
+    url = await serve(talk)
+    assert problem in await fails(await start(url), url)
+
+
+async def test_address_of_something_else(start: Start, aiohttp_server: AiohttpServer) -> None:
+    url = str((await aiohttp_server(web.Application())).make_url("/chat"))
+    assert "404" in await fails(await start(url), url)
+
+
+async def test_address_of_nothing(start: Start) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # and nobody listens
+        url = f"ws://localhost:{taken.getsockname()[1]}/chat"
+        assert await fails(await start(url), url) == NO_RESPONSE
+
+
+@pytest.mark.parametrize("url", ["localhost:8080", "nonsense", "http://[::1", "//localhost", "ftp://localhost"])
+async def test_address_that_is_none(script: str, url: str, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    monkeypatch.setattr(sys, "argv", [script, "--url", url])
+    with pytest.raises(SystemExit, match="2"):
+        await importlib.import_module(script.removesuffix(".py").replace("/", ".")).main()
+    assert repr(url) in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("output", ["ASCII", "closed", "broken"])
+async def test_output_that_does_not_take_everything(script: str, start: Start, serve: Serve, output: str) -> None:
+    ready = asyncio.Event()
+
+    async def talk(websocket: web.WebSocketResponse, _: asyncio.Transport) -> None:
+        await asyncio.wait_for(ready.wait(), TIMEOUT)
         await websocket.send_str('{"action": "chat_message", "user": "Zoë", "message": "1 + 1"}')
         await websocket.close()
-        return websocket
 
-    app = web.Application()
-    app.add_routes([web.get("/", view)])
-    return str((await aiohttp_server(app)).make_url("/"))
-
-
-async def test_output_that_takes_only_ascii(url_of_a_short_talk: str, tmp_path: Path) -> None:
-    files = [tmp_path / str(number) for number in range(4)]
-    runs = (
-        run(script, url_of_a_short_talk, f"> {file}", PYTHONIOENCODING="ascii")
-        for script, file in zip(SCRIPTS, files, strict=True)
-    )
-    assert await asyncio.gather(*runs) == [("", "the server closed the connection.\n")] * 4
-    assert all(r"Zo\xeb" in file.read_text() for file in files)
-
-
-async def test_output_that_is_closed(url_of_a_short_talk: str) -> None:
-    runs = (run(script, url_of_a_short_talk, ">&-") for script in SCRIPTS if script != "client.py")
-    assert await asyncio.gather(*runs) == [("", "the server closed the connection.\n")] * 3
-
-
-@pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGTERM])
-async def test_signal_that_comes_twice(server: Server, signal_number: signal.Signals) -> None:
-    """`timeout` and others signal a whole group of processes, in which uv passes its own signal on."""
-
-    async def leave(script: str) -> None:
-        path = "echo" if "echo" in script else "chat"
-        process = await asyncio.create_subprocess_exec(
-            *(sys.executable, ROOT / script, "--url", f"{server.url}/{path}"),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-        )
-        try:
-            assert process.stdout
-            await asyncio.wait_for(process.stdout.readline(), TIMEOUT)
-            process.send_signal(signal_number)
-            process.send_signal(signal_number)
-            code = await asyncio.wait_for(process.wait(), TIMEOUT)
-        finally:
-            if process.returncode is None:
-                process.kill()
-            _, errors = await process.communicate()
-        assert errors == b""
-        assert code in (0, -signal_number)  # the second may find a Python that is ending already
-
-    await asyncio.gather(*map(leave, SCRIPTS))
+    url = await serve(talk)
+    process = await start(url, redirect=">&-" if output == "closed" else "", encoding="ascii")
+    if output == "broken":
+        process.process._transport.get_pipe_transport(1).close()  # type: ignore[attr-defined]
+    ready.set()
+    code, printed, errors = await process.end()
+    assert (code, errors.count("\n")) == (1, 1), errors
+    if output == "ASCII":
+        assert errors == f"{url}: {CLOSED}\n"
+        assert r"Zo\xeb" in printed

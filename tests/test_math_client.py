@@ -1,21 +1,21 @@
-"""The bot that answers: as a process of its own, in a room of the real server."""
+"""The bot that answers. How it ends is in test_clients.py."""
 
-import runpy
+import importlib
+import json
 import signal
-from collections.abc import Awaitable, Callable, Iterator
-from pathlib import Path
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
 from pytest_aiohttp import AiohttpServer
+from yarl import URL
 
-from server import init_app
-from tests.conftest import ROOT, Member, Server
-from tests.test_math_student import NEVER, Bot, bots, odd_chat, see_enter
+from tests.conftest import Script
+from tests.test_math_student import NEVER, Join, fails, hear_sum, math_student, odd_chat, running, see_enter, url
 
-Join = Callable[..., Awaitable[Member]]
+__all__ = ["url"]  # the fixture
 
-solve: Callable[[str], str | None] = runpy.run_path(str(ROOT / "examples/math_client.py"))["solve"]
+math_client: Any = importlib.import_module("examples.math_client")
 
 SORRY = "Sorry, nobody can divide by zero."
 SUMS = {
@@ -45,56 +45,12 @@ SUMS = {
     "1 / 0": SORRY,
     "0 / -0": SORRY,
 }
-NO_SUMS = [
-    " ",
-    "2",
-    "2 + two",
-    "9**9**9",
-    "9 ** 9",
-    "9 // 9",
-    "9 % 9",
-    "1 + 1; quit()",
-    "1 + 1 + 1",
-    "1 + 1?",
-    "what is 1 + 1",
-    "(1 + 1)",
-    "1 1",
-    "1 +",
-    "+ 1",
-    "1 + - 1",
-    "1 - --1",
-    "1.0 + 1",
-    "1e3 + 1",
-    "0x10 + 1",
-    "1_000 + 1",
-    "1\n+\n1",
-    "1 + 1\n",
-    "1 +\u00a01",
-    "٣ + ٣",
-    "² + 1",
-    "１ + 1",  # noqa: RUF001
-    "1 \u2212 1",
-    "\ud800 + 1",
-    "9" * 51 + " + 1",
-    "1 + " + "9" * 51,
-    "9" * 5000 + " * " + "9" * 5000,
-    "@Bob: 2",
-    "Bob: 1 + 1",
-    "__import__('os').getpid()",
-]
-
-
-@pytest.fixture
-def start_client(tmp_path: Path) -> Iterator[Callable[..., Bot]]:
-    """Start clients with `start_client(url, *options)`; they are gone after the test."""
-    with bots("math_client.py", tmp_path / "clients") as start:
-        yield start
-
-
-@pytest.fixture
-async def chat(aiohttp_server: AiohttpServer) -> str:
-    """The address of the real server, here not as a process of its own, which starts faster."""
-    return str((await aiohttp_server(await init_app())).make_url("/"))
+NO_SUMS = (  # each between two bars
+    "| |2|2 + two|9**9**9|9 ** 9|9 // 9|9 % 9|1 + 1; quit()|1 + 1 + 1|1 + 1?|what is 1 + 1|(1 + 1)|1 1|1 +|+ 1|1 + - 1"
+    "|1 - --1|1.0 + 1|1e3 + 1|0x10 + 1|1_000 + 1|1\n+\n1|1 + 1\n|1 +\u00a01|\u0663 + \u0663|\u00b2 + 1|\uff11 + 1"
+    f"|1 \u2212 1|\ud800 + 1|{'9' * 51} + 1|1 + {'9' * 51}|{'9' * 5000} * {'9' * 5000}|@Bob: 2|Bob: 1 + 1"
+    "|__import__('os').getpid()"
+).split("|")
 
 
 def say(user: str, message: str) -> dict[str, Any]:
@@ -103,140 +59,84 @@ def say(user: str, message: str) -> dict[str, Any]:
 
 
 def test_solves_one_sum_of_two_integers() -> None:
-    assert {text: solve(text) for text in SUMS} == SUMS
-    assert {text: solve(text) for text in (*NO_SUMS, "")} == dict.fromkeys((*NO_SUMS, ""))
+    assert {text: math_client.solve(text) for text in SUMS} == SUMS
+    assert {text: math_client.solve(text) for text in NO_SUMS} == dict.fromkeys(NO_SUMS)
 
 
-async def test_answers_sums_and_nothing_else(server: Server, join: Join, start_client: Callable[..., Bot]) -> None:
-    alice = await join(server.url, nick="Alice", room="math")
-    client = start_client(server.url)
-    await see_enter(alice, "MathBot")
-    for text, result in SUMS.items():
-        await alice.ask(action="chat_message", message=text)
-        assert await alice.hear() == say("MathBot", f"@Alice: {result}")
-    for text in NO_SUMS:
-        confirmation = await alice.ask(action="chat_message", message=text)
-        assert confirmation == {"action": "chat_message", "success": True, "message": text}
-    # An answer to one of these would come before this one.
-    await alice.ask(action="chat_message", message="6 * 7")
-    assert await alice.hear() == say("MathBot", "@Alice: 42")
-    await client.prints("Alice: 6 * 7\n> @Alice: 42\n")
-
-
-async def test_answers_the_student(server: Server, start_client: Callable[..., Bot], tmp_path: Path) -> None:
-    client = start_client(server.url)
-    await client.prints("MathBot\n")
-    with bots("math_student.py", tmp_path / "students") as start_student:
-        student = start_student(server.url, *NEVER)
-        await student.prints("MathBot: @MathStudent: ")
-        await client.prints("> @MathStudent: ")
-    question = student.output.splitlines()[0].removeprefix("MathStudent: ")
-    answer = f"@MathStudent: {solve(question)}"
-    assert student.output == f"MathStudent: {question}\nMathBot: {answer}\n"
-    assert client.output == f"In the room are:\n  MathBot\nMathStudent: {question}\n> {answer}\n"
-
-
-async def test_takes_the_next_name_that_is_free(chat: str, join: Join, start_client: Callable[..., Bot]) -> None:
-    longest = "L" * 32
-    for nick in ("MathBot", *(f"MathBot{number}" for number in range(2, 10)), longest):
-        await join(chat, nick=nick, room="math")
-    alice = await join(chat, nick="Alice", room="math")
-    nicks = ["MathBot10", "L" * 31 + "2"]
-    start_client(chat)
-    await see_enter(alice, nicks[0])
-    start_client(chat, "--nick", longest)
-    await see_enter(alice, nicks[1])
-
-    # Both answer Alice, and neither answers the other.
-    for text, result in (("1 + 1", "2"), ("2 + 2", "4"), ("3 + 3", "6")):
-        await alice.ask(action="chat_message", message=text)
-        answers = [await alice.hear(), await alice.hear()]
-        assert sorted(answers, key=lambda body: nicks.index(body["user"])) == [
-            say(nick, f"@Alice: {result}") for nick in nicks
-        ]
-
-
-async def test_prints_who_is_there_and_what_they_say_but_lets_nobody_drive_the_terminal(
-    chat: str, join: Join, start_client: Callable[..., Bot]
-) -> None:
-    zoe = await join(chat, nick="Zoë", room="math")
-    clients = [start_client(chat)]
+async def test_as_a_process(url: URL, join: Join, start_script: Callable[..., Awaitable[Script]]) -> None:
+    zoe = await join(url.origin(), nick="Zoë", room="math")
+    client = await start_script("examples/math_client.py", "--url", url)
     await see_enter(zoe, "MathBot")
-    clients.append(start_client(chat, shell="PYTHONIOENCODING=ascii"))
-    await see_enter(zoe, "MathBot2")
-    for client in clients:
-        await client.prints("In the room are:")  # from here on it prints what is said
-    await zoe.ask(action="chat_message", message="\x1b[2J\x9b2J\u202eevil\n> @Zoë: \ud800 é")
-    await zoe.ask(action="chat_message", message="The end.")
-    for client in clients:
-        await client.prints("The end.\n")
-    assert clients[0].output.splitlines() == [
-        "In the room are:",
-        "  Zoë",
-        "  MathBot",
-        r"Zoë: \x1b[2J\x9b2J\u202eevil\n> @Zoë: \ud800 é",
-        "Zoë: The end.",
-    ]
-    assert clients[1].output.splitlines() == [
-        "In the room are:",
-        r"  Zo\xeb",
-        "  MathBot",
-        "  MathBot2",
-        r"Zo\xeb: \x1b[2J\x9b2J\u202eevil\n> @Zo\xeb: \ud800 \xe9",
-        r"Zo\xeb: The end.",
-    ]
+    assert [await client.line() for _ in range(3)] == ["In the room are:\n", "  'Zo\\xeb'\n", "  'MathBot'\n"]
+    await zoe.ask(action="chat_message", message="\x1b[2J\x9b\u202e\n\ud800 é")
+    assert await client.line() == r"'Zo\xeb': '\x1b[2J\x9b\u202e\n\ud800 \xe9'" + "\n"
+    await zoe.ask(action="chat_message", message="6 * 7")
+    assert [await client.line() for _ in range(2)] == ["'Zo\\xeb': '6 * 7'\n", "> '@Zo\\xeb: 42'\n"]
+    assert await zoe.hear() == say("MathBot", "@Zoë: 42")
+    client.process.send_signal(signal.SIGINT)
+    assert await zoe.hear() == {"action": "left", "room": "math", "user": "MathBot", "shame": False}
+    assert await client.end() == (0, "", "")
 
 
-async def test_says_goodbye_on_ctrl_c_and_sigterm(chat: str, join: Join, start_client: Callable[..., Bot]) -> None:
-    alice = await join(chat, nick="Alice", room="math")
-    # A shell script lets what it runs in the background ignore Ctrl+C; there, too, SIGTERM has to end it.
-    signals = [(signal.SIGINT, ""), (signal.SIGTERM, "trap '' INT;")]
-    clients = [start_client(chat, "--nick", number.name, shell=shell) for number, shell in signals]
-    heard = [await alice.hear() for _ in range(4)]
-    assert sorted(body["action"] for body in heard) == ["joined", "joined", "nick_changed", "nick_changed"]
-    for client, (number, _) in zip(clients, signals, strict=True):
-        client.process.send_signal(number)
-        assert await alice.hear() == {"action": "left", "room": "math", "user": number.name, "shame": False}
-        assert await client.ends() == 0
-        assert client.errors == ""
+async def test_answers_sums_and_nothing_else(url: URL, join: Join) -> None:
+    alice = await join(url.origin(), nick="Alice", room="math")
+    async with running(math_client.run(url, "MathBot")):
+        await see_enter(alice, "MathBot")
+        for text, result in SUMS.items():
+            await alice.ask(action="chat_message", message=text)
+            assert await alice.hear() == say("MathBot", f"@Alice: {result}")
+        for text in filter(None, NO_SUMS):
+            confirmation = await alice.ask(action="chat_message", message=text)
+            assert confirmation == {"action": "chat_message", "success": True, "message": text}
+        await alice.ask(action="chat_message", message="6 * 7")  # a result of those would come before this one
+        assert await alice.hear() == say("MathBot", "@Alice: 42")
 
 
-async def test_ends_with_the_server(server: Server, start_client: Callable[..., Bot]) -> None:
-    client = start_client(server.url)
-    await client.prints("MathBot\n")
-    with server.process:  # closes the pipe
-        server.process.kill()
-    assert await client.ends() == 1
-    assert client.errors == f"ws://127.0.0.1:{server.port}/chat: the server closed the connection.\n"
+async def test_answers_the_student(url: URL, join: Join) -> None:
+    alice = await join(url.origin(), nick="Alice", room="math")
+    async with running(math_client.run(url, "MathBot")):
+        await see_enter(alice, "MathBot")
+        async with running(math_student.run(url, NEVER)):
+            await see_enter(alice, "MathStudent")
+            result = math_client.solve(await hear_sum(alice))
+            assert await alice.hear() == say("MathBot", f"@MathStudent: {result}")
 
 
-async def test_skips_odd_frames(aiohttp_server: AiohttpServer, start_client: Callable[..., Bot]) -> None:
-    received: list[Any] = []
-    server = await aiohttp_server(odd_chat(received, say("\x1b[2JBob", "6 * 7")))
-    client = start_client(str(server.make_url("/")))
-    assert await client.ends() == 1
-    assert client.errors == f"ws://127.0.0.1:{server.port}/chat: the server closed the connection.\n"
-    assert received == [
-        {"action": "join_room", "room": "math"},
-        {"action": "set_nick", "nick": "MathBot"},
-        {"action": "user_list", "room": "math"},
-        {"action": "chat_message", "message": "@\x1b[2JBob: 42"},
-    ]
-    assert client.output.splitlines() == [
-        "In the room are:",
-        r"  \x1b[2J",
-        "  7",
-        "  None",
-        r"\x1b[2JBob: 6 * 7",
-        r"> @\x1b[2JBob: 42",
-    ]
+async def test_takes_the_next_name_that_is_free(url: URL, join: Join) -> None:
+    for nick in ("MathBot", *(f"MathBot{number}" for number in range(2, 10)), "L" * 32):
+        await join(url.origin(), nick=nick, room="math")
+    alice = await join(url.origin(), nick="Alice", room="math")
+    async with running(math_client.run(url, "MathBot")):
+        await see_enter(alice, "MathBot10")
+        async with running(math_client.run(url, "L" * 32)):
+            await see_enter(alice, "L" * 31 + "2")
+            await alice.ask(action="chat_message", message="1 + 1")
+            heard = [await alice.hear() for _ in range(2)]  # both answer Alice, and neither answers the other
+            assert sorted(body["user"] for body in heard) == ["L" * 31 + "2", "MathBot10"]
+            assert await alice.catch_up() == []
 
 
-@pytest.mark.parametrize("action", ["join_room", "set_nick"])
-async def test_says_that_it_may_not_enter(
-    action: str, aiohttp_server: AiohttpServer, start_client: Callable[..., Bot]
-) -> None:
-    server = await aiohttp_server(odd_chat([], {}, refused=action))
-    client = start_client(str(server.make_url("/")))
-    assert await client.ends() == 1
-    assert client.errors == f"ws://127.0.0.1:{server.port}/chat: No \\x1b[2J.\n"
+async def test_odd_values(aiohttp_server: AiohttpServer, capsys: pytest.CaptureFixture[str]) -> None:
+    requests: list[Any] = []
+    users = {"action": "user_list", "success": True, "users": ["\x1b[2J", 7, None]}
+    frames = [{"action": "set_nick", "success": True}, users, say("\x1b[2JBob", "6 * 7")]
+    await math_client.run(await odd_chat(aiohttp_server, requests, *map(json.dumps, frames)), "MathBot")
+    assert [request["action"] for request in requests] == ["join_room", "set_nick", "user_list", "chat_message"]
+    assert requests[3]["message"] == "@\x1b[2JBob: 42"
+    output = capsys.readouterr().out
+    assert output == "In the room are:\n  '\\x1b[2J'\n  7\n  None\n'\\x1b[2JBob': '6 * 7'\n"
+
+
+@pytest.mark.parametrize(
+    ("frame", "problem"),
+    [
+        ('{"echo": {"action": "join_room", "room": "math"}}', "/echo instead of /chat"),
+        ('{"action": "join_room", "success": false, "message": "No \\u001b[2J."}', r"'No \x1b[2J.'"),
+        ("not JSON", "Expecting value"),
+        ("[" * 100_000, "recursion"),
+    ],
+)
+@pytest.mark.parametrize("bot", [(math_client.run, "MathBot"), (math_student.run, NEVER)])
+async def test_what_is_no_chat(aiohttp_server: AiohttpServer, bot: Any, frame: str, problem: str) -> None:
+    run, argument = bot
+    assert problem in str(await fails(run(await odd_chat(aiohttp_server, [], frame), argument)))

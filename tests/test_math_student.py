@@ -1,162 +1,73 @@
-"""The bot that asks: as a process of its own, in a room of the real server."""
+"""The bot that asks. How it ends is in test_clients.py."""
 
 import asyncio
-import os
+import importlib
 import re
-import runpy
-import shutil
 import signal
-import subprocess
 import sys
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
 from aiohttp import web
 from pytest_aiohttp import AiohttpServer
+from yarl import URL
 
 from server import init_app
-from tests.conftest import ROOT, TIMEOUT, Member, Server, eventually
+from tests.conftest import TIMEOUT, Member, Script
+
+math_student: Any = importlib.import_module("examples.math_student")
 
 Join = Callable[..., Awaitable[Member]]
-NEVER = ("--interval", "3600")
-
+NEVER = 3600.0
 # What no server should send, and what may not harm a client.
-ODD_FRAMES: list[str | bytes] = [
-    "",
-    "not JSON",
-    "[" * 100_000,
-    "1" * 5_000,
-    "[]",
-    "null",
-    '"chat_message"',
-    "{}",
-    '{"success": true}',
-    '{"success": false, "message": "odd"}',
-    '{"action": null, "success": false, "message": "odd"}',
-    '{"action": ["join_room"], "success": false, "message": "odd"}',
-    '{"action": "join_room"}',
-    '{"action": "join_room", "success": "no", "message": "odd"}',
-    '{"action": "set_nick", "success": false, "message": null}',
-    '{"action": "user_list", "success": true}',
-    '{"action": "user_list", "success": true, "users": "odd"}',
-    '{"action": "user_list", "success": false, "users": ["odd"]}',
-    '{"action": "chat_message"}',
-    '{"action": "chat_message", "message": "1 + 1"}',
-    '{"action": "chat_message", "user": 1, "message": "1 + 1"}',
-    '{"action": "chat_message", "user": "odd", "message": ["1 + 1"]}',
-    '{"action": "left", "shame": true}',
-    '{"action": "left", "room": "math", "user": null, "shame": true}',
-    '{"action": "left", "room": "math", "user": "odd", "shame": 1}',
-    '{"action": "left", "room": "default", "user": "odd", "shame": true}',
-    '{"action": "odd", "room": "math", "user": "odd", "shame": true}',
-    b'{"action": "chat_message", "user": "odd", "message": "1 + 1"}',
-    b'{"action": "left", "room": "math", "user": "odd", "shame": true}',
-    b"\xff",
-]
+ODD_FRAMES = """\
+[]; null; 1; "chat_message"; {}; {"success": true}; {"action": ["join_room"]}; {"success": "no", "message": "odd"}
+{"action": "user_list", "success": true, "users": "odd"}; {"action": "user_list", "success": true, "users": {}}
+{"action": "chat_message", "user": "odd", "message": ["1 + 1"]}; {"action": "chat_message", "user": "odd", "message": 2}
+{"action": "left", "room": "math", "user": "odd", "shame": 1}; {"action": "left", "room": "art", "shame": true}
+{"action": "left", "room": "art", "user": "odd", "shame": true}""".replace("\n", ";").split(";")
 
 
-class Bot:
-    """An example, copied out of the repository and run as a process of its own, with every warning an error."""
-
-    def __init__(self, script: str, directory: Path, *options: str, shell: str = "") -> None:
-        directory.mkdir()
-        self.output_path, self.errors_path = directory / "output", directory / "errors"
-        command = [sys.executable, "-W", "error", shutil.copy(ROOT / "examples" / script, directory), *options]
-        # No PYTHONUNBUFFERED, which would hide a print that lacks its flush.
-        environment = {name: os.environ[name] for name in ("PATH", "SSL_CERT_FILE")} | {"PYTHONUTF8": "1"}
-        command = ["sh", "-c", f'{shell} exec "$@"', "sh", *command]
-        with self.output_path.open("wb") as output, self.errors_path.open("wb") as errors:
-            self.process = subprocess.Popen(command, cwd=directory, env=environment, stdout=output, stderr=errors)
-
-    @property
-    def output(self) -> str:
-        return self.output_path.read_bytes().decode()
-
-    @property
-    def errors(self) -> str:
-        return self.errors_path.read_bytes().decode()
-
-    async def prints(self, text: str) -> None:
-        """Wait for a text on the screen."""
-        await eventually(lambda: text in self.output or self.process.poll() is not None)
-        assert text in self.output, self.errors
-
-    async def ends(self) -> int:
-        """Wait for the end, return the exit code."""
-        await eventually(lambda: self.process.poll() is not None)
-        return self.process.returncode
+@asynccontextmanager
+async def running(bot: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+    """Let a bot run, and then let it say goodbye."""
+    task = asyncio.create_task(bot)
+    yield
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
 
 
-@contextmanager
-def bots(script: str, directory: Path) -> Iterator[Callable[..., Bot]]:
-    """Start bots of one kind, in a new directory, with `start(url, *options)`; they are gone after the block."""
-    directory.mkdir()
-    started: list[Bot] = []
-
-    def start(url: str, *options: str, shell: str = "") -> Bot:
-        url = f"{url.replace('http', 'ws').rstrip('/')}/chat"
-        started.append(Bot(script, directory / f"bot{len(started)}", "--url", url, *options, shell=shell))
-        return started[-1]
-
-    try:
-        yield start
-    finally:
-        for bot in started:
-            bot.process.kill()
-            bot.process.wait()
+async def fails(bot: Coroutine[Any, Any, None]) -> BaseException:
+    """Return the error with which a bot ends."""
+    with pytest.raises(ExceptionGroup) as raised:
+        await asyncio.wait_for(bot, TIMEOUT)
+    return raised.value.exceptions[0]
 
 
-def odd_chat(received: list[Any], broadcast: dict[str, Any], refused: str = "") -> web.Application:
-    """Return a server that sends odd frames before every answer, and a broadcast after the third.
-
-    It goes after the answer to the fourth request. One action may be refused. The requests are appended to received.
-    """
+async def odd_chat(aiohttp_server: AiohttpServer, requests: list[Any], *frames: str) -> URL:
+    """Start a server that sends odd values and some frames, and goes after four requests, which it notes."""
 
     async def chat(request: web.Request) -> web.WebSocketResponse:
         websocket = web.WebSocketResponse()
         await websocket.prepare(request)
-        async for message in websocket:
-            body = message.json()
-            received.append(body)
-            for frame in ODD_FRAMES:
-                await (websocket.send_bytes(frame) if isinstance(frame, bytes) else websocket.send_str(frame))
-            answer = {"message": "", **body, "success": True, "users": ["\x1b[2J", 7, None]}
-            if body["action"] == refused:
-                answer |= {"success": False, "message": "No \x1b[2J."}
-            await websocket.send_json(answer)
-            if len(received) == 3:
-                await websocket.send_json(broadcast)
-            if len(received) == 4:
-                break
+        for frame in [*ODD_FRAMES, *frames]:
+            await websocket.send_str(frame)
+        while len(requests) < 4:
+            requests.append(await websocket.receive_json(timeout=TIMEOUT))
         return websocket
 
     app = web.Application()
     app.router.add_get("/chat", chat)
-    return app
+    return URL((await aiohttp_server(app)).make_url("/chat"))
 
 
 @pytest.fixture
-def start_student(tmp_path: Path) -> Iterator[Callable[..., Bot]]:
-    """Start students with `start_student(url, *options)`; they are gone after the test."""
-    with bots("math_student.py", tmp_path / "students") as start:
-        yield start
-
-
-@pytest.fixture
-async def chat(aiohttp_server: AiohttpServer) -> str:
-    """The address of the real server, here not as a process of its own, which starts faster."""
-    return str((await aiohttp_server(await init_app())).make_url("/"))
-
-
-async def hear_sum(member: Member) -> str:
-    """Return the sum that the student asks next."""
-    body = await member.hear()
-    assert body == {"action": "chat_message", "message": body["message"], "user": "MathStudent"}
-    assert re.fullmatch(r"[0-9]{1,2} [-+*/] [0-9]{1,2}", body["message"])
-    return str(body["message"])
+async def url(aiohttp_server: AiohttpServer) -> URL:
+    """The address of the chat."""
+    return URL((await aiohttp_server(await init_app())).make_url("/chat"))
 
 
 async def see_enter(member: Member, name: str) -> None:
@@ -167,126 +78,69 @@ async def see_enter(member: Member, name: str) -> None:
     assert await member.hear() == renamed
 
 
-async def test_asks_at_once_and_again_at_every_interval(
-    server: Server, join: Join, start_student: Callable[..., Bot]
-) -> None:
-    alice = await join(server.url, nick="Alice", room="math")
-    student = start_student(server.url, "--interval", "0.01")
+async def hear_sum(member: Member) -> str:
+    """Return the sum that the student asks next."""
+    body = await member.hear()
+    assert body == {"action": "chat_message", "message": body["message"], "user": "MathStudent"}
+    assert re.fullmatch(r"[0-9]{1,2} [-+*/] [0-9]{1,2}", body["message"])
+    return str(body["message"])
+
+
+async def test_as_a_process(url: URL, join: Join, start_script: Callable[..., Awaitable[Script]]) -> None:
+    alice = await join(url.origin(), nick="Alice", room="math")
+    student = await start_script("examples/math_student.py", "--url", url)
     await see_enter(alice, "MathStudent")
-    signs: set[str] = set()
-    sums: list[str] = []
-    async with asyncio.timeout(TIMEOUT):
+    assert await student.line() == f"'MathStudent': {await hear_sum(alice)!r}\n"
+    await alice.ask(action="chat_message", message="\x1b[2J\x9b\u202e\n\ud800 é")
+    assert await student.line() == r"'Alice': '\x1b[2J\x9b\u202e\n\ud800 \xe9'" + "\n"
+    student.process.send_signal(signal.SIGINT)
+    assert await alice.hear() == {"action": "left", "room": "math", "user": "MathStudent", "shame": False}
+    assert await student.end() == (0, "", "")
+
+
+async def test_asks_at_once_and_again_at_every_interval(url: URL, join: Join) -> None:
+    alice = await join(url.origin(), nick="Alice", room="math")
+    async with running(math_student.run(url, 0.001)), asyncio.timeout(TIMEOUT):
+        await see_enter(alice, "MathStudent")
+        signs: set[str] = set()
         while signs != set("+-*/"):
-            sums.append(await hear_sum(alice))
-            signs.add(sums[-1].split()[1])
-    await student.prints("".join(f"MathStudent: {text}\n" for text in sums))
+            signs.add((await hear_sum(alice)).split()[1])
 
 
-async def test_prints_what_is_said_but_lets_nobody_drive_the_terminal(
-    chat: str, join: Join, start_student: Callable[..., Bot]
-) -> None:
-    alice = await join(chat, nick="Zoë", room="math")
-    student = start_student(chat, *NEVER, shell="PYTHONIOENCODING=ascii")
-    await see_enter(alice, "MathStudent")
-    said = await hear_sum(alice)
-    await alice.ask(action="chat_message", message="\x1b[2J\x9b2J\u202eevil\nMathStudent: \ud800 é")
-    await alice.ask(action="chat_message", message="The end.")
-    await student.prints("The end.\n")
-    assert student.output.splitlines() == [
-        f"MathStudent: {said}",
-        r"Zo\xeb: \x1b[2J\x9b2J\u202eevil\nMathStudent: \ud800 \xe9",
-        r"Zo\xeb: The end.",
-    ]
-
-
-async def test_laughs_at_those_who_leave_without_a_goodbye(
-    chat: str, join: Join, start_student: Callable[..., Bot]
-) -> None:
-    names = ("Bob", "Carol", "Zoë", "Alice")
-    bob, carol, zoe, alice = [await join(chat, nick=name, room="math") for name in names]
-    student = start_student(chat, *NEVER)
-    await see_enter(alice, "MathStudent")
-    said = await hear_sum(alice)
-
-    # A goodbye, a visit to another room: nothing to laugh at. Else that would be heard before the laugh at Zoë.
-    await bob.leave()
-    assert await alice.hear() == {"action": "left", "room": "math", "user": "Bob", "shame": False}
-    await carol.ask(action="join_room", room="physics")
-    assert await alice.hear() == {"action": "left", "room": "math", "user": "Carol", "shame": False}
-    zoe.vanish()
-    assert await alice.hear() == {"action": "left", "room": "math", "user": "Zoë", "shame": True}
-    laugh = "Ha ha, Zoë left without a goodbye!"
-    assert await alice.hear() == {"action": "chat_message", "message": laugh, "user": "MathStudent"}
-    await student.prints(f"MathStudent: {said}\nMathStudent: {laugh}\n")
-
-
-async def test_says_goodbye_on_ctrl_c_and_sigterm(chat: str, join: Join, start_student: Callable[..., Bot]) -> None:
-    alice = await join(chat, nick="Alice", room="math")
-    # A shell script lets what it runs in the background ignore Ctrl+C; there, too, SIGTERM has to end it.
-    for number, shell in ((signal.SIGINT, ""), (signal.SIGTERM, "trap '' INT;")):
-        student = start_student(chat, *NEVER, shell=shell)
+async def test_laughs_only_at_those_who_leave_without_a_goodbye(url: URL, join: Join) -> None:
+    bob, carol, zoe, alice = [await join(url.origin(), nick=name, room="math") for name in ("Bob", "Carol", "Zoë", "A")]
+    async with running(math_student.run(url, NEVER)):
         await see_enter(alice, "MathStudent")
         await hear_sum(alice)
-        student.process.send_signal(number)
-        assert await alice.hear() == {"action": "left", "room": "math", "user": "MathStudent", "shame": False}
-        assert await student.ends() == 0
-        assert student.errors == ""
+        await bob.leave()
+        await carol.ask(action="join_room", room="physics")
+        zoe.vanish()
+        shames = [(body["user"], body["shame"]) for body in [await alice.hear() for _ in range(3)]]
+        assert sorted(shames) == [("Bob", False), ("Carol", False), ("Zoë", True)]
+        laugh = "Ha ha, Zoë left without a goodbye!"
+        assert await alice.hear() == {"action": "chat_message", "message": laugh, "user": "MathStudent"}
 
 
-async def test_does_not_share_its_name(chat: str, join: Join, start_student: Callable[..., Bot]) -> None:
-    other = await join(chat, nick="MathStudent", room="math")
-    student = start_student(chat)
-    assert await student.ends() == 1
-    sentence = "MathStudent can't enter the room: Nickname is already in use."
-    assert student.errors == f"{chat.replace('http', 'ws')}chat: {sentence}\n"
-    assert student.output == ""
-    joined = await other.hear()
-    assert joined == {"action": "joined", "room": "math", "user": joined["user"]}
-    assert await other.hear() == {"action": "left", "room": "math", "user": joined["user"], "shame": False}
+async def test_does_not_share_its_name(url: URL, join: Join, capsys: pytest.CaptureFixture[str]) -> None:
+    other = await join(url.origin(), nick="MathStudent", room="math")
+    error = await fails(math_student.run(url, NEVER))
+    assert str(error) == "the server refuses: 'Nickname is already in use'"
+    assert [(await other.hear())["action"] for _ in range(2)] == ["joined", "left"]
+    assert capsys.readouterr().out == ""
 
 
-async def test_ends_with_the_server(server: Server, start_student: Callable[..., Bot]) -> None:
-    student = start_student(server.url, *NEVER)
-    await student.prints("MathStudent: ")
-    with server.process:  # closes the pipe
-        server.process.kill()
-    assert await student.ends() == 1
-    assert student.errors == f"ws://127.0.0.1:{server.port}/chat: the server closed the connection.\n"
-
-
-async def test_skips_odd_frames(aiohttp_server: AiohttpServer, start_student: Callable[..., Bot]) -> None:
-    received: list[Any] = []
-    left = {"action": "left", "room": "math", "user": "\x1b[2JBob", "shame": True}
-    server = await aiohttp_server(odd_chat(received, left))
-    student = start_student(str(server.make_url("/")), *NEVER)
-    assert await student.ends() == 1
-    assert student.errors == f"ws://127.0.0.1:{server.port}/chat: the server closed the connection.\n"
-    question = received[2].get("message")
-    assert received == [
-        {"action": "join_room", "room": "math"},
-        {"action": "set_nick", "nick": "MathStudent"},
-        {"action": "chat_message", "message": question},
-        {"action": "chat_message", "message": "Ha ha, \x1b[2JBob left without a goodbye!"},
-    ]
-    assert student.output.splitlines() == [
-        f"MathStudent: {question}",
-        r"MathStudent: Ha ha, \x1b[2JBob left without a goodbye!",
-    ]
-
-
-async def test_says_that_it_may_not_join(aiohttp_server: AiohttpServer, start_student: Callable[..., Bot]) -> None:
-    server = await aiohttp_server(odd_chat([], {}, refused="join_room"))
-    student = start_student(str(server.make_url("/")))
-    assert await student.ends() == 1
-    sentence = r"MathStudent can't enter the room: No \x1b[2J."
-    assert student.errors == f"ws://127.0.0.1:{server.port}/chat: {sentence}\n"
+async def test_odd_values(aiohttp_server: AiohttpServer, capsys: pytest.CaptureFixture[str]) -> None:
+    requests: list[Any] = []
+    frames = '{"action": "set_nick", "success": true}', '{"action": "left", "room": "math", "user": 1, "shame": true}'
+    await math_student.run(await odd_chat(aiohttp_server, requests, *frames), NEVER)
+    assert [request["action"] for request in requests] == ["join_room", "set_nick", "chat_message", "chat_message"]
+    assert requests[3]["message"] == "Ha ha, 1 left without a goodbye!"
+    assert capsys.readouterr().out == "'odd': ['1 + 1']\n'odd': 2\n"
 
 
 @pytest.mark.parametrize("interval", ["0", "nan"])
-def test_asks_for_an_interval_that_passes(
-    interval: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+async def test_asks_for_an_interval_that_passes(interval: str, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     monkeypatch.setattr(sys, "argv", ["math_student.py", "--interval", interval])
     with pytest.raises(SystemExit, match="2"):
-        runpy.run_path(str(ROOT / "examples/math_student.py"), run_name="__main__")
+        await math_student.main()
     assert capsys.readouterr().err.endswith("the interval has to be more than 0 seconds\n")

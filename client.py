@@ -15,9 +15,11 @@ import codecs
 import contextlib
 import json
 import os
+import queue
 import re
 import sys
 import textwrap
+import threading
 import time
 import unicodedata
 import zlib
@@ -25,8 +27,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-import aioconsole
 import aiohttp
+from aioconsole.stream import run_as_daemon
 from yarl import URL
 
 try:
@@ -44,7 +46,7 @@ HELP = """\
 //text         say something that begins with a slash"""
 COMMANDS = re.findall(r"^/\w+", HELP, re.MULTILINE)
 MAX_MESSAGE = 64 * 1024  # bytes that the server takes at once
-MAX_BACKLOG = 1024 * 1024  # bytes that a paused terminal may leave unshown before the server has to wait
+MAX_WAITING = 10_000  # lines to print, if the terminal is paused, or to send
 HANDSHAKE_TIMEOUT = RESPONSE_TIMEOUT = 10  # seconds for the server to respond
 MAX_PAUSE = 60  # seconds between two attempts to connect again
 GOODBYE_TIMEOUT = 2  # seconds for the server to respond to the close frame
@@ -63,7 +65,7 @@ EDITS: dict[str, Callable[[str, str], tuple[str, str]]] = {
     "\x05": lambda left, right: (left + right, ""),  # Ctrl+E, End
     "\x7f": lambda left, right: (left[:-1], right),  # Backspace
     "\x04": lambda left, right: (left, right[1:]),  # Ctrl+D, Delete
-    "\x17": lambda left, right: (left.rstrip().rpartition(" ")[0], right),  # Ctrl+W
+    "\x17": lambda left, right: (left[: left.rstrip().rfind(" ") + 1], right),  # Ctrl+W
     "\x15": lambda left, right: ("", right),  # Ctrl+U
     "\x0b": lambda left, right: (left, ""),  # Ctrl+K
 }
@@ -123,8 +125,14 @@ class Chat:
         if self.wanted_nick and self.wanted_nick != self.user:
             await self.do(f"/nick {self.wanted_nick}")
         self.wanted_room, self.wanted_nick = self.room, self.wanted_nick or self.user
-        await self.do("/users")
-        while (line := await self.terminal.read_line(f"{self.room} {self.user}> ")) not in (None, "/quit"):
+        room = ""
+        while True:
+            if self.room != room:
+                await self.do("/users")
+                room = self.room
+            line = await self.terminal.read_line(f"{self.room} {self.user}> ")
+            if line is None or line.strip() == "/quit":
+                return
             await self.do(line)
 
     async def do(self, line: str) -> None:
@@ -144,11 +152,11 @@ class Chat:
                     await self.terminal.show(f"* You are now known as {self.user}", NOTICE)
             case "/users":
                 room = argument or self.room
-                if response := await self.ask(action="user_list", room=room):
-                    users = [str(user) for user in response["users"]]
-                    if room == self.room:
-                        self.users = set(users)
-                    await self.terminal.show(f"* In {room}: {', '.join(users) or 'nobody'}", NOTICE)
+                match await self.ask(action="user_list", room=room):
+                    case {"users": list(users)}:
+                        users = [str(user) for user in users]
+                        self.users = set(users) if room == self.room else self.users
+                        await self.terminal.show(f"* In {room}: {', '.join(users) or 'nobody'}", NOTICE)
             case "/help":
                 for row in HELP.splitlines():
                     await self.terminal.show(f"* {row}", NOTICE)
@@ -191,90 +199,91 @@ class Chat:
 
 
 class Terminal:
-    """A screen and a keyboard. A real terminal keeps the line that is being typed whole, below all that is shown."""
+    """A screen and a keyboard. A real one keeps the line that is being typed whole, below all that is shown.
+
+    Standard streams can block: the input is read, and the output is written, in a thread that ends with the program.
+    """
 
     def __init__(self) -> None:
         self.is_real = termios and sys.stdin.isatty() and sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
-        self.is_coloured = self.is_real and not os.environ.get("NO_COLOR")
         self.prompt = self.left = self.right = ""  # what is left and right of the cursor
         self.history, self.place = [""], 0  # the last line is the one that is new
-        self.lines: asyncio.Queue[str | None] = asyncio.Queue()
-        self.messages: deque[tuple[str, str, str, str]] = deque(maxlen=200)  # to show them again in another width
+        # Python's buffers are left out: a thread that still waits in one of them at the end would be a fatal error.
+        self.stdin, self.stdout = (getattr(stream.buffer, "raw", stream.buffer) for stream in (sys.stdin, sys.stdout))
+        self.lines: asyncio.Queue[str | None] = asyncio.Queue(MAX_WAITING)
+        self.messages: deque[tuple[str, str, str, str]] = deque(maxlen=200)  # for when the screen changes its size
+        self.output: queue.Queue[str] = queue.Queue()
         self.words: Callable[[], list[str]] = list  # what Tab completes
 
-    async def open(self) -> None:
-        """Take over the standard streams. aioconsole makes them non-blocking, so that a plain print could fail."""
-        sys.stdin.reconfigure(errors="replace")  # type: ignore[union-attr]
-        sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
-        self.was_blocking = {stream: os.get_blocking(stream.fileno()) for stream in (sys.stdin, sys.stdout) if termios}
-        # Stderr may be a file, and is not needed. All three are kept: one that is dropped closes the others.
-        self.streams = await aioconsole.stream.create_standard_streams(sys.stdin, sys.stdout, sys.stdout)
-        self.reader, self.writer, _ = self.streams
+    def open(self) -> None:
+        """Take over the standard streams."""
+        self.loop = asyncio.get_running_loop()
+        self.printer = threading.Thread(target=self.print_all, daemon=True)
+        self.printer.start()
         if self.is_real:
             self.attributes = termios.tcgetattr(0)
-            self.writer.transport.set_write_buffer_limits(MAX_BACKLOG)
-            loop = asyncio.get_running_loop()
-            loop.add_signal_handler(signal.SIGWINCH, self.draw_all)
-            loop.add_signal_handler(signal.SIGCONT, self.resume)
+            self.loop.add_signal_handler(signal.SIGWINCH, self.draw_all)
+            self.loop.add_signal_handler(signal.SIGCONT, self.resume)
             self.resume()
-            self.keyboard = loop.create_task(self.read_keys())
+        self.keyboard = self.loop.create_task(self.read_keys())
 
     def resume(self) -> None:
-        """Read keys instead of lines, from the beginning or again after Ctrl+Z, as the shell has its own way."""
+        """Get keys instead of lines, now or again after Ctrl+Z: the shell has it its own way."""
         tty.setcbreak(0, termios.TCSANOW)
-        os.set_blocking(0, False)
         self.draw()
 
-    async def close(self) -> None:
-        """Give the standard streams back as they were, and a half-typed line in full, below the rest."""
+    def close(self) -> None:
+        """Give the terminal back as it was, with what is half typed in full."""
+        self.keyboard.cancel()
         if self.is_real:
-            self.keyboard.cancel()
             typed = clean(self.left + self.right)
-            self.writer.write(f"\r\033[J{self.prompt}{typed}\n" if typed else "\r\033[J")
-            self.writer.transport.set_write_buffer_limits(0)
-            with contextlib.suppress(OSError):  # the terminal is gone, or paused
-                async with asyncio.timeout(GOODBYE_TIMEOUT):
-                    await self.writer.drain()
-            termios.tcsetattr(0, termios.TCSANOW, self.attributes)
-        for stream, blocking in self.was_blocking.items():
-            os.set_blocking(stream.fileno(), blocking)
+            self.output.put(f"\r\033[J{self.prompt}{typed}\n" if typed else "\r\033[J")
+            with contextlib.suppress(termios.error):  # the window may be closed
+                termios.tcsetattr(0, termios.TCSANOW, self.attributes)
+        self.output.put("")
+        self.printer.join(GOODBYE_TIMEOUT)  # the terminal may be paused
+
+    def print_all(self) -> None:
+        """Print what comes, until it is empty."""
+        while data := self.output.get().encode(sys.stdout.encoding, "backslashreplace"):
+            try:
+                while data:
+                    data = data[self.stdout.write(data) :]
+            except OSError:  # nobody reads it any more
+                signal.raise_signal(signal.SIGTERM)
+            self.output.task_done()
 
     async def show(self, text: str, style: str = "", name: str = "") -> None:
-        """Show a message above the line that is being typed; wait if too much is unshown."""
-        clock = time.strftime("%H:%M ") if sys.stdout.isatty() else ""
-        self.messages.append((clock, clean(name), clean(text), style))
+        """Show a message; wait if the terminal has been paused for too long."""
+        message = time.strftime("%H:%M ") if sys.stdout.isatty() else "", clean(name), clean(text), style
+        self.messages.append(message)
         if self.is_real:
-            self.draw(self.render(*self.messages[-1]))
+            self.draw(self.render(*message))
         else:
-            self.writer.write(f"{clock}{name and clean(name) + ': '}{clean(text)}\n")
-        await self.writer.drain()
+            self.output.put(f"{message[0]}{name and f'{message[1]}: '}{message[2]}\n")
+        while self.output.unfinished_tasks > MAX_WAITING:  # noqa: ASYNC110 (the printer is a thread)
+            await asyncio.sleep(0.01)
 
     def render(self, clock: str, name: str, text: str, style: str) -> str:
         """Return a message as rows of the screen, wrapped at words, with a hanging indent."""
-        columns = os.get_terminal_size(1).columns
-        head = f"{name}: " if name else ""
-        indent = len(widen(clock + head))
-        rows = textwrap.wrap(
-            widen(clock + head + text),
-            max(columns - 1, 2),
-            replace_whitespace=False,
-            break_on_hyphens=False,
-            subsequent_indent=" " * indent if indent <= columns // 2 else "",
-        )
-        text = "\n".join(rows).replace(FILLER, "")
-        if text.startswith(clock + head):  # unless the screen is very narrow
+        columns = os.get_terminal_size(1).columns or 80
+        head = f"{clock}{name}: " if name else clock
+        indent = " " * len(widen(head)) if len(widen(head)) <= columns // 2 else ""
+        wrapper = textwrap.TextWrapper(max(columns - 1, 1), subsequent_indent=indent, break_on_hyphens=False)
+        rows = "\n".join(wrapper.wrap(widen(head + text))).replace(FILLER, "")
+        parts = [(rows, style)]
+        if rows.startswith(head):  # else the screen is very narrow
             colour = NAMES[zlib.crc32(name.encode()) % len(NAMES)]
-            text = text.removeprefix(clock + head)
-            return self.paint(clock, FAINT) + self.paint(head, colour) + self.paint(text, style) + "\n"
-        return self.paint(text, style) + "\n"
+            parts = [(clock, FAINT), (head.removeprefix(clock), colour), (rows.removeprefix(head), style)]
+        return "".join(self.paint(*part) for part in parts) + "\n"
 
     def paint(self, text: str, style: str) -> str:
-        """Return a text in a colour."""
-        return f"\033[{style}m{text}\033[0m" if style and text and self.is_coloured else text
+        """Return a text in a style, unless colours are not wanted."""
+        return f"\033[{style}m{text}\033[0m" if style and text and not os.environ.get("NO_COLOR") else text
 
     def draw(self, above: str = "") -> None:
         """Put rows in the place of the line that is being typed, and that line below them, in one piece."""
-        columns = os.get_terminal_size(1).columns
+        columns = os.get_terminal_size(1).columns or 80
         prompt = widen(self.prompt)[: columns // 2]
         free = columns - len(prompt) - 2
         left, right = widen(clean(self.left[-columns:])), widen(clean(self.right[:columns]))
@@ -282,66 +291,70 @@ class Terminal:
             left = left[-free * 3 // 4 :]
         # ESC 7 and 8 save the cursor and bring it back: the terminal knows best how wide a character is.
         row = f"{self.paint(prompt, PROMPT)}{left}\0337{right[: free - len(left)]}\0338".replace(FILLER, "")
-        self.writer.write(f"\r\033[J{above}\033[?7l{row}\033[?7h")
+        self.output.put(f"\r\033[J{above}\033[?7l{row}\033[?7h")
 
     def draw_all(self) -> None:
-        """Draw everything again: the terminal has another size."""
+        """Draw everything again, for a screen of another size."""
         rows = "".join(self.render(*message) for message in self.messages).splitlines(keepends=True)
         self.draw("\033[H\033[2J" + "".join(rows[1 - os.get_terminal_size(1).lines :]))
 
     async def read_line(self, prompt: str) -> str | None:
         """Return what the user types, or None at the end of the input; the last line needs no newline."""
+        self.prompt = clean(prompt)
         if self.is_real:
-            self.prompt = clean(prompt)
             self.draw()
-            return await self.lines.get()
-        try:
-            line: bytes = await self.reader.readline()
-        except AssertionError:  # from aioconsole, for a long last line without a newline
-            line = await self.reader.read()
-        return line.decode(errors="replace").rstrip("\r\n") if line else None
+        line = await self.lines.get()
+        while line is None and self.output.unfinished_tasks and not self.is_real:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)  # somebody reads slowly; a terminal may be paused for ever
+        return line
 
     async def read_keys(self) -> None:
         """Do what the keys say, until the terminal is gone."""
-        keys, decoder = "", codecs.getincrementaldecoder("utf-8")("replace")
+        keys, decoder = "", codecs.getincrementaldecoder(sys.stdin.encoding)("replace")
         with contextlib.suppress(OSError):
-            while data := await self.reader.read(4096):
+            while data := await run_as_daemon(self.stdin.read, 65536):
                 keys += decoder.decode(data)
-                while key := KEY.match(keys):
-                    keys = keys[key.end() :]
-                    self.press(SAME.get(key[0].replace("\x1bO", "\x1b["), key[0]))
-                self.draw()
-        self.lines.put_nowait(None)
+                if self.is_real:
+                    while key := KEY.match(keys):
+                        keys = keys[key.end() :]
+                        await self.press(SAME.get(key[0].replace("\x1bO", "\x1b["), key[0]))
+                    self.draw()
+                else:
+                    *lines, keys = keys.split("\n")
+                    for line in lines:
+                        await self.lines.put(line.removesuffix("\r"))
+        if keys and not self.is_real:
+            await self.lines.put(keys)
+        await self.lines.put(None)
 
-    def press(self, key: str) -> None:
+    async def press(self, key: str) -> None:
         """Do what a key says, or several characters in a row."""
         line = self.left + self.right
         match key:
             case "\r":
-                self.lines.put_nowait(line)
+                await self.lines.put(line)
                 self.history[-1:] = [line, ""] if line else [""]
                 self.left, self.right, self.place = "", "", len(self.history) - 1
+            case "\x04" if not line and self.lines.empty():
+                signal.raise_signal(signal.SIGTERM)  # even if nobody waits for lines, as there is no connection
             case "\x04" if not line:
-                self.lines.put_nowait(None)
+                await self.lines.put(None)
             case "\x10" | "\x0e" if 0 <= (place := self.place + (1 if key == "\x0e" else -1)) < len(self.history):
                 self.history[self.place] = line
                 self.left, self.right, self.place = self.history[place], "", place
             case "\t":
-                self.complete()
+                typed = re.findall(r"[\w/]*$", self.left)[0]
+                if words := [word for word in self.words() if typed and word.lower().startswith(typed.lower())]:
+                    # As far as there is only one way to go on, and to the end if there is only one word.
+                    words = words if len(words) > 1 else [f"{words[0]} "]
+                    common = os.path.commonprefix(words)  # noqa: RUF071 (these are no paths)
+                    self.left = self.left.removesuffix(typed) + max(typed, common, key=len)
+                else:
+                    self.left += " "  # from a text that is pasted
             case _ if key in EDITS:
                 self.left, self.right = EDITS[key](self.left, self.right)
-            case _ if key.isprintable():
+            case _ if key >= " ":
                 self.left += key
-
-    def complete(self) -> None:
-        """Complete a name or a command as far as only one is possible."""
-        for start in re.finditer(r"(?<!\w)\S", self.left):
-            typed = self.left[start.start() :]
-            words = [word for word in self.words() if word.casefold().startswith(typed.casefold())]
-            if words:
-                self.left = self.left.removesuffix(typed) + max(os.path.commonprefix(words), typed, key=len)  # noqa: RUF071
-                self.left += " " if len(words) == 1 else ""
-                return
 
 
 def clean(text: str) -> str:
@@ -358,7 +371,7 @@ def widen(text: str) -> str:
     return "".join(char + FILLER if unicodedata.east_asian_width(char) in "WF" else char for char in text)
 
 
-async def talk(chat: Chat, url: str) -> None:
+async def talk(chat: Chat, url: URL) -> None:
     """Connect and chat until the user leaves. To cancel this is to say goodbye; failures are raised."""
     async with (
         aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(HANDSHAKE_TIMEOUT)) as session,
@@ -371,17 +384,20 @@ async def talk(chat: Chat, url: str) -> None:
             await asyncio.wait([reader, writer], return_when=asyncio.FIRST_COMPLETED)
         finally:
             writer.cancel()
-            async with asyncio.timeout(GOODBYE_TIMEOUT):
-                await chat.websocket.close()  # the goodbye
-                await reader  # it hears the end; cancelled, it would break the connection
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(GOODBYE_TIMEOUT):
+                    await chat.websocket.close()  # the goodbye
+                    await reader  # it hears the end; cancelled, it would break the connection
+            reader.cancel()  # the server does not respond
     if writer.cancelled():
         raise ConnectionResetError
 
 
-async def run(chat: Chat, url: str, reconnect: bool) -> None:
+async def run(chat: Chat, url: URL, reconnect: bool) -> None:
     """Chat until the user leaves; with reconnect, begin again when the connection ends, after growing pauses."""
-    await chat.terminal.open()
-    pause = 0
+    task, pause = asyncio.current_task(), 0
+    assert task
+    chat.terminal.open()
     try:
         while True:
             chat.user = ""
@@ -389,12 +405,12 @@ async def run(chat: Chat, url: str, reconnect: bool) -> None:
                 return await talk(chat, url)
             except (ExceptionGroup, aiohttp.ClientError, OSError) as error:
                 pause = 1 if chat.user else min(2 * pause, MAX_PAUSE)
-                if not (reconnect and pause):
+                if not (reconnect and pause) or task.cancelling():
                     raise
                 await chat.terminal.show(f"! {url}: {why(error)}; trying again in {pause} s", ERROR)
             await asyncio.sleep(pause)
     finally:
-        await chat.terminal.close()
+        chat.terminal.close()
 
 
 def why(error: BaseException) -> str:
@@ -404,48 +420,44 @@ def why(error: BaseException) -> str:
     match error:
         case ConnectionResetError():
             return "the server closed the connection"
-        case aiohttp.ClientResponseError():
-            return f"this is not a WebSocket: {error}"
         case aiohttp.ClientConnectorError() | TimeoutError():
             return "no response; is the server running?"
+        case aiohttp.ClientResponseError():
+            return f"this is not a WebSocket: HTTP {error}"
         case aiohttp.ClientError() | OSError():
             return str(error)
     raise error
 
 
-def address(text: str) -> str:
-    """Return the address of a WebSocket, as typed; raise ValueError, which argparse turns into a sentence."""
-    if URL(text).origin().scheme not in ("ws", "wss", "http", "https"):
-        raise ValueError
-    return text
-
-
 async def main() -> None:
     """Chat until Ctrl+C, SIGTERM or SIGHUP, which say goodbye, or until the connection ends, which is an error."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--url", type=address, default="ws://localhost:8080/chat", help="default: %(default)s")
+    parser.add_argument("--url", type=URL, default="ws://localhost:8080/chat", help="default: %(default)s")
     parser.add_argument("--nick", help="the name to take")
     parser.add_argument("--room", help="the room to join")
     parser.add_argument("--verbose", action="store_true", help="show every frame")
-    parser.add_argument("--reconnect", action="store_true", help="connect again when the connection ends")
+    parser.add_argument("--reconnect", action="store_true", help="when the connection ends, connect again")
     arguments = parser.parse_args()
+    url = arguments.url
+    if url.scheme not in ("ws", "wss", "http", "https") or not url.host:
+        parser.error(f"{str(url)!r} is not the address of a chat, such as ws://localhost:8080/chat")
     if not (sys.stdin and sys.stdout):
-        sys.exit("The chat needs a standard input and output; /dev/null will do.")
+        parser.error("the chat needs a standard input and output; /dev/null will do")
     chat = Chat(Terminal(), arguments.room, arguments.nick, arguments.verbose)
-    loop, task = asyncio.get_running_loop(), asyncio.create_task(run(chat, arguments.url, arguments.reconnect))
+    task = asyncio.create_task(run(chat, url, arguments.reconnect))
 
     def leave(*_: object) -> None:
-        if not (task.cancelling() or task.done()):  # signals often come twice, and a goodbye may not be cancelled
-            loop.call_soon_threadsafe(task.cancel)
+        if not (task.cancelling() or task.done()):  # a second signal may not cut the goodbye short
+            task.get_loop().call_soon_threadsafe(task.cancel)
 
-    for name in {"SIGINT", "SIGTERM", "SIGHUP"} & set(dir(signal)):  # there is no SIGHUP on Windows
+    for name in {"SIGINT", "SIGTERM", "SIGHUP"} & set(dir(signal)):  # Windows has no SIGHUP
         signal.signal(getattr(signal, name), leave)
     try:
         await task
     except asyncio.CancelledError:
         pass
     except (ExceptionGroup, aiohttp.ClientError, OSError) as error:
-        sys.exit(f"{arguments.url}: {why(error)}")
+        sys.exit(f"{url}: {why(error)}")
 
 
 if __name__ == "__main__":

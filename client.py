@@ -48,7 +48,7 @@ COMMANDS = re.findall(r"^/\w+", HELP, re.MULTILINE)
 MAX_MESSAGE = 64 * 1024  # bytes that the server takes at once
 MAX_WAITING = 10_000  # lines to print, if the terminal is paused, or to send
 HANDSHAKE_TIMEOUT = RESPONSE_TIMEOUT = 10  # seconds for the server to respond
-MAX_PAUSE = 60  # seconds between two attempts to connect again
+MIN_PAUSE, MAX_PAUSE = 1, 60  # seconds between two attempts to connect again
 GOODBYE_TIMEOUT = 2  # seconds for the server to respond to the close frame
 NOTICE, ERROR, MARK, PROMPT, FAINT = "36", "31", "1;35", "1", "2"  # cyan, red, bold magenta, bold, dim
 NAMES = [f"38;5;{number}" for number in (32, 166, 28, 162, 136, 98, 30, 160)]  # to be read on black and on white
@@ -250,7 +250,7 @@ class Terminal:
                 while data:
                     data = data[self.stdout.write(data) :]
             except OSError:  # nobody reads it any more
-                signal.raise_signal(signal.SIGTERM)
+                os.kill(os.getpid(), signal.SIGTERM)
             self.output.task_done()
 
     async def show(self, text: str, style: str = "", name: str = "") -> None:
@@ -404,10 +404,10 @@ async def run(chat: Chat, url: URL, reconnect: bool) -> None:
             try:
                 return await talk(chat, url)
             except (ExceptionGroup, aiohttp.ClientError, OSError) as error:
-                pause = 1 if chat.user else min(2 * pause, MAX_PAUSE)
+                pause = MIN_PAUSE if chat.user else min(2 * pause, MAX_PAUSE)
                 if not (reconnect and pause) or task.cancelling():
                     raise
-                await chat.terminal.show(f"! {url}: {why(error)}; trying again in {pause} s", ERROR)
+                await chat.terminal.show(f"! {url}: {why(error)} (trying again in {pause} s)", ERROR)
             await asyncio.sleep(pause)
     finally:
         chat.terminal.close()

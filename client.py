@@ -53,7 +53,7 @@ GOODBYE_TIMEOUT = 2  # seconds for the server to respond to the close frame
 NOTICE, ERROR, MARK, PROMPT, FAINT = "36", "31", "1;35", "1", "2"  # cyan, red, bold magenta, bold, dim
 NAMES = [f"38;5;{number}" for number in (32, 166, 28, 162, 136, 98, 30, 160)]  # to be read on black and on white
 # A key, as a terminal sends it (ESC [ A is the arrow up), or several characters in a row.
-KEY = re.compile(r"\x1b(?:[\[O][0-?]*[^0-?]|[^\[O])|[^\x00-\x1f\x7f\x1b]+|[^\x1b]")
+KEY = re.compile(r"\x1b+(?:[\[O][0-?]*[^0-?]|[^\[O\x1b])|[^\x00-\x1f\x7f\x1b]+|[^\x1b]")
 FILLER = "\0"  # stands for the second column that a wide character takes
 SAME = {"\x1b[A": "\x10", "\x1b[B": "\x0e", "\x1b[C": "\x06", "\x1b[D": "\x02", "\x1b[H": "\x01", "\x1b[F": "\x05"}
 SAME |= {"\x1b[1~": "\x01", "\x1b[4~": "\x05", "\x1b[3~": "\x04", "\b": "\x7f", "\n": "\r"}

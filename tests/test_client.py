@@ -419,3 +419,247 @@ async def test_half_typed_line_survives(server: Server, join: Join, start: Start
     await bob.type("!", "math Bob> half type!d", cursor=20)
     await bob.type("\n", "@ Bob: half type!d", "math Bob>")
     assert await amy.hear() == {"action": "chat_message", "message": "half type!d", "user": "Bob"}
+
+
+async def test_editing(server: Server, join: Join, start: Start) -> None:
+    amy, bob = await start_bob(server, join, start)
+    for keys, line, cursor in [
+        ("one two  three", "one two  three", 14),
+        ("\x17", "one two", 9),  # Ctrl+W
+        ("\x1b[D\x1b[D\x7f", "one tw", 6),  # left, Backspace
+        ("\x1b[H\x1b[C\x1b[3~", "oe tw", 1),  # Home, right, Delete
+        ("\x1bOF!\x1bOD\x04", "oe tw", 7),  # End, and Ctrl+D, which deletes
+        ("\x01\x06\x0b", "o", 1),  # Ctrl+A, Ctrl+F, Ctrl+K
+        ("k\x05\x15", "", 0),  # Ctrl+E, Ctrl+U
+        ("日本\x1b[D語", "日語本", 4),
+        ("\x1b[1", "日語本", 4),  # the rest of the key comes late
+        ("~x", "x日語本", 1),
+        ("\x1b[4~\x15\x1b[5~\x1b\x1b[Z", "", 0),  # keys that mean nothing here
+        ("/jo\t", "/join", 6),
+        ("\x15hi @am\t", "hi @Amy", 8),
+        ("q\tb", "hi @Amy q b", 11),  # no name begins so; a tab in what is pasted is a space
+    ]:
+        await bob.type(keys, f"math Bob> {line}".rstrip(), cursor=len("math Bob> ") + cursor)
+    await bob.type("\n", "@ Bob: hi @Amy q b", "math Bob>")
+    await bob.type("second\n", "@ Bob: second", "math Bob>")
+    for keys, line in [("new", "new"), ("\x1b[A", "second"), ("\x1bOA\x10", "hi @Amy q b"), ("\x1b[B\x0e\x0e", "new")]:
+        await bob.type(keys, f"math Bob> {line}")
+    # A typed line sends nothing before Enter.
+    assert [body["message"] for body in await amy.catch_up()] == ["hi @Amy q b", "second"]
+
+
+async def test_line_that_is_wider_than_the_screen(server: Server, join: Join, start: Start) -> None:
+    """It stays in one row, and the part around the cursor is seen, also after a change of the size and Ctrl+Z."""
+    amy, bob = await start_bob(server, join, start, columns=40)
+    await bob.type("begin" + "日本語" * 10 + "\N{GRINNING FACE}" * 5 + "end")
+    await eventually(lambda: bob.rows[-1].endswith("\N{GRINNING FACE} end".replace(" ", "")))
+    assert bob.rows[-1].startswith("math Bob> ")
+    cursor = bob.screen.cursor.x
+    await say(amy, "hello, how is it over there? I have been waiting for a long time")
+    indented = ["@ Amy: hello, how is it over there?", " " * 11 + "I have been waiting for a", " " * 11 + "long time"]
+    await bob.shows(*indented, bob.rows[-1], cursor=cursor)
+    await bob.type("\x01", *indented, "math Bob> begin日本語日本語日本語日本語", cursor=10)
+    bob.resize(24, 12)
+    rows = ["@ Amy: hello, how", *(" " * 11 + row for row in ("is it over", "there? I", "have been"))]
+    await bob.shows(*rows, " " * 11 + "waiting for", " " * 11 + "a long time", "math Bob> begin日本語日", cursor=10)
+    bob.resize(90, 12)
+    whole = "math Bob> begin" + "日本語" * 10 + "\N{GRINNING FACE}" * 5 + "end"
+    await bob.shows("@ Amy: hello, how is it over there? I have been waiting for a long time", whole, cursor=10)
+    # What Ctrl+Z and the shell do; here is no shell.
+    os.kill(bob.process.pid, signal.SIGSTOP)
+    termios.tcsetattr(bob.slave, termios.TCSANOW, bob.attributes)
+    bob.stream.feed(b"\r\n[1]+  Stopped\r\n$ fg\r\n")
+    os.kill(bob.process.pid, signal.SIGCONT)
+    await bob.shows("$ fg", whole, cursor=10)
+    await bob.type("\x0bback\n", "@ Bob: back", "math Bob>")
+
+
+async def test_paste(server: Server, join: Join, start: Start) -> None:
+    amy, bob = await start_bob(server, join, start, rows=24)
+    await bob.type("one\ntwo\nthree\nrest", "@ Bob: one", "@ Bob: two", "@ Bob: three", "math Bob> rest")
+    text = "".join(map(str, range(12_300)))[:60_000]
+    await bob.type("\x15" + text)
+    await bob.type("\n")
+    await bob.type("y" * 65_600)
+    await bob.type("\n")
+    await eventually(lambda: "@ ! This is too long: 65641 bytes of 65536" in bob.rows)
+    await bob.type("\x1b[A\x01")  # it is not lost
+    await eventually(lambda: bob.rows[-1].startswith("math Bob> yyy"))
+    assert [body["message"] for body in await amy.catch_up()] == ["one", "two", "three", text]
+
+
+@pytest.mark.parametrize("name", ["n" * 32, "\N{GRINNING FACE}" * 32])
+async def test_names_that_are_too_long_for_the_prompt(server: Server, join: Join, start: Start, name: str) -> None:
+    """The prompt takes half of the screen at the most, so that the line does not break."""
+    amy = await join(server.url, "Amy", name)
+    bob = start("--room", name, "--nick", name, columns=40)
+    prompt = {"n": "n" * 20, "\N{GRINNING FACE}": "\N{GRINNING FACE}" * 10}[name[0]]
+    await bob.shows(prompt)
+    await bob.type("half", f"{prompt}half")
+    await say(amy, "hello")
+    await bob.shows("@ Amy: hello", f"{prompt}half")
+
+
+HOSTILE = [
+    ("\x1b[2J\x1b[31mred", r"\x1b[2J\x1b[31mred"),
+    ("\x9b2J", r"\x9b2J"),
+    ("bell\x07 back\x08 tab\t", r"bell\x07 back\x08 tab\t"),
+    ("one\ntwo\r\nthree", r"one\ntwo\r\nthree"),
+    ("\u202eright to left\u2066", r"\u202eright to left\u2066"),
+    ("half a pair \ud83d", r"half a pair \ud83d"),
+    ("\u2028\u200b\u00ad\ufeff\x7f\0", r"\u2028\u200b\xad\ufeff\x7f\x00"),
+]
+
+
+async def test_text_from_others_is_text(server: Server, join: Join, start: Start) -> None:
+    """Without colours, the only escape sequences are our own."""
+    amy, bob = await start_bob(server, join, start, rows=20, NO_COLOR="1")
+    for text, shown in HOSTILE:
+        await say(amy, text)
+        await bob.shows(f"@ Amy: {shown}", "math Bob>")
+        assert not re.search("[\x9b\x07\x08\t\u202e\u2066\u2028\u200b\xad\ufeff\x7f\0]", bob.output.decode())
+        sequences = set(re.findall(r"\x1b(?:[78]|\[\??[0-9]*[a-zA-Z]|.)", bob.output.decode()))
+        assert sequences == {"\x1b[J", "\x1b[?7l", "\x1b7", "\x1b8", "\x1b[?7h"}
+
+
+async def test_colour(server: Server, join: Join, start: Start) -> None:
+    amy, bob = await start_bob(server, join, start)
+    await say(amy, "hello, all")
+    await say(amy, "bobby, hello")
+    await say(amy, "hello, BOB!")
+    await bob.type("me\n", "@ Amy: hello, all", "@ Amy: bobby, hello", "@ Amy: hello, BOB!", "@ Bob: me", "math Bob>")
+    first, second, mark, own = ([bob.screen.buffer[row][column] for column in (6, 12)] for row in range(3, 7))
+    assert first[0].fg == second[0].fg == mark[0].fg != own[0].fg
+    assert "default" not in (first[0].fg, own[0].fg, bob.screen.buffer[0][8].fg)
+    assert (first[1].fg, first[1].bold, second[1].fg, second[1].bold) == ("default", False, "default", False)
+    assert mark[1].bold
+    assert mark[1].fg != "default"
+
+
+async def test_terminal_that_can_do_nothing(server: Server, join: Join, start: Start) -> None:
+    amy = await join(server.url, "Amy", "math")
+    bob = start("--room", "math", "--nick", "Bob", TERM="dumb")
+    beginning = ["@ * You are now in math", "@ * You are now known as Bob", "@ * In math: Amy, Bob"]
+    await bob.shows(*beginning)
+    await say(amy, "hello")
+    await bob.shows(*beginning, "@ Amy: hello")
+    await bob.type("line\n", *beginning, "@ Amy: hello", "line", "@ Bob: line")
+    assert b"\x1b" not in bob.output
+
+
+async def test_paused_terminal(server: Server, join: Join, start: Start) -> None:
+    """Ctrl+S pauses the output; the chat goes on, and all of it is shown after Ctrl+Q."""
+    amy, bob = await start_bob(server, join, start)
+    await bob.type("\x13")
+    for text in ("one", "two"):  # the second is sent after the response to the first, which is shown
+        await bob.type(f"{text}\n")
+        assert await amy.hear() == {"action": "chat_message", "message": text, "user": "Bob"}
+        await say(amy, f"I heard {text}")
+    await bob.shows("math Bob>")
+    await bob.type("\x11", "@ Bob: one", "@ Amy: I heard one", "@ Bob: two", "@ Amy: I heard two", "math Bob>")
+
+
+# How it ends
+
+
+@pytest.mark.parametrize("how", ["/quit", "Ctrl+D", "Ctrl+C", "SIGTERM", "SIGHUP"])
+async def test_goodbye(server: Server, join: Join, start: Start, how: str) -> None:
+    amy, bob = await start_bob(server, join, start)
+    await bob.type("half\x04", "math Bob> half")
+    match how:
+        case "/quit":
+            await bob.type("\x15/quit\n")
+        case "Ctrl+D":
+            await bob.type("\x15\x04")
+        case "Ctrl+C":
+            await bob.type("\x03")
+        case "SIGTERM":
+            bob.process.terminate()
+        case "SIGHUP":
+            bob.process.send_signal(signal.SIGHUP)
+    assert await bob.end() == 0
+    assert await amy.hear() == {"action": "left", "room": "math", "user": "Bob", "shame": False}
+    # The shell's prompt comes at the beginning of a line.
+    await eventually(lambda: bob.screen.cursor.x == 0)
+
+
+@pytest.mark.parametrize("signal_number", [signal.SIGTERM, signal.SIGKILL])
+async def test_server_goes_away(
+    start_server: Callable[..., Server], start: Start, signal_number: signal.Signals
+) -> None:
+    """What is half typed is shown in full, so that it can be copied."""
+    server = start_server()
+    bob = start("--url", f"{server.url}/chat", "--nick", "Bob", columns=90)
+    await bob.shows("default Bob>")
+    typed = "half typed " * 10
+    await bob.type(typed)
+    await eventually(lambda: bob.rows[-1].endswith("half typed"))
+    server.process.send_signal(signal_number)
+    assert await bob.end() == 1
+    line = f"default Bob> {typed}"
+    await bob.shows(line[:90].rstrip(), line[90:].rstrip(), f"{server.url}/chat: the server closed the connection")
+    server.process.wait()
+
+
+@pytest.mark.parametrize("how", ["Ctrl+C", "/quit"])
+async def test_server_that_is_stalled(start_server: Callable[..., Server], start: Start, how: str) -> None:
+    server = start_server()
+    bob = start("--url", f"{server.url}/chat", "--nick", "Bob", "--reconnect")
+    await bob.shows("default Bob>")
+    server.process.send_signal(signal.SIGSTOP)
+    try:
+        await bob.type("\x03" if how == "Ctrl+C" else "/quit\n")
+        assert await bob.end() == 0
+    finally:
+        server.process.send_signal(signal.SIGCONT)
+
+
+# Without a terminal
+
+
+async def test_pipe(server: Server, join: Join, start_script: StartScript) -> None:
+    """Plain lines, for others: no times and no colours."""
+    amy = await join(server.url, "Amy", "lounge")
+    script = await start_script("client.py", "--url", f"{server.url}/chat", "--room", "lounge", "--nick", "Bob")
+    output = "* You are now in lounge\n* You are now known as Bob\n* In lounge: Amy, Bob\n"
+    lines = [f"line {number}" for number in range(1_000)]
+    typed = "\r\n".join(["one", "", *lines, "z" * 200_000, "y" * 60_000]).encode() + b"\xff"  # needs no newline
+    code, shown, errors = await script.end(typed)
+    assert (code, errors) == (0, "")
+    lines = ["one", *lines, "y" * 60_000 + "\N{REPLACEMENT CHARACTER}"]
+    expected = [f"Bob: {line}" for line in lines]
+    expected.insert(-1, "! This is too long: 200041 bytes of 65536")
+    assert shown == output + "\n".join(expected) + "\n"
+    bodies = (await amy.catch_up())[2:]
+    assert bodies == [
+        *[{"action": "chat_message", "message": text, "user": "Bob"} for text in lines],
+        {"action": "left", "room": "lounge", "user": "Bob", "shame": False},
+    ]
+
+
+async def test_files(server: Server, start_script: StartScript, tmp_path: Path) -> None:
+    (tmp_path / "in").write_bytes(b"one\ntwo")
+    redirect = f"< {tmp_path}/in > {tmp_path}/out"
+    script = await start_script(
+        *("client.py", "--url", f"{server.url}/chat", "--nick", "Bob"), redirect=redirect, PYTHONIOENCODING="ascii"
+    )
+    assert await script.end() == (0, "", "")
+    expected = ["* You are now known as Bob", "* In default: Bob", "Bob: one", "Bob: two"]
+    assert (tmp_path / "out").read_text().splitlines() == expected
+
+
+async def test_pipe_to_a_server_that_goes_away(start_server: Callable[..., Server], start_script: StartScript) -> None:
+    """Its input stays open all the while."""
+    server = start_server()
+    script = await start_script("client.py", "--url", f"{server.url}/chat", "--nick", "Bob")
+    assert await script.line() == "* You are now known as Bob\n"
+    await asyncio.to_thread(server.stop)
+    assert await script.end() == (1, "* In default: Bob\n", f"{server.url}/chat: the server closed the connection\n")
+
+
+async def test_output_that_nobody_reads(server: Server, join: Join, start_script: StartScript) -> None:
+    amy = await join(server.url, "Amy")
+    script = await start_script("client.py", "--url", f"{server.url}/chat", "--nick", "Bob", redirect="| head -n 1")
+    assert await script.line() == "* You are now known as Bob\n"
+    await say(amy, "hello")
+    assert (await amy.hear())["action"] == "left"

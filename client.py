@@ -77,8 +77,10 @@ class Chat:
     websocket: aiohttp.ClientWebSocketResponse
     response: asyncio.Future[dict[str, Any]]
 
-    def __init__(self, terminal: "Terminal", room: str | None, nick: str | None, verbose: bool) -> None:
-        self.terminal, self.verbose = terminal, verbose
+    def __init__(
+        self, terminal: "Terminal", room: str | None, nick: str | None, verbose: bool, reconnect: bool
+    ) -> None:
+        self.terminal, self.verbose, self.reconnect = terminal, verbose, reconnect
         self.wanted_room, self.wanted_nick = room, nick
         self.room = self.user = ""  # where the server put us, and as whom
         self.users: set[str] = set()  # who is in the room
@@ -132,6 +134,7 @@ class Chat:
                 room = self.room
             line = await self.terminal.read_line(f"{self.room} {self.user}> ")
             if line is None or line.strip() == "/quit":
+                self.reconnect = False
                 return
             await self.do(line)
 
@@ -213,6 +216,7 @@ class Terminal:
         self.lines: asyncio.Queue[str | None] = asyncio.Queue(MAX_WAITING)
         self.messages: deque[tuple[str, str, str, str]] = deque(maxlen=200)  # for when the screen changes its size
         self.output: queue.Queue[str] = queue.Queue()
+        self.error: OSError | None = None  # of the output
         self.words: Callable[[], list[str]] = list  # what Tab completes
 
     def open(self) -> None:
@@ -249,12 +253,14 @@ class Terminal:
             try:
                 while data:
                     data = data[self.stdout.write(data) :]
-            except OSError:  # nobody reads it any more
-                os.kill(os.getpid(), signal.SIGTERM)
+            except OSError as error:  # nobody reads it any more
+                self.error = error
             self.output.task_done()
 
     async def show(self, text: str, style: str = "", name: str = "") -> None:
-        """Show a message; wait if the terminal has been paused for too long."""
+        """Show a message; wait if the terminal has been paused for too long. Raise OSError if it is gone."""
+        if self.error:
+            raise self.error
         message = time.strftime("%H:%M ") if sys.stdout.isatty() else "", clean(name), clean(text), style
         self.messages.append(message)
         if self.is_real:
@@ -384,17 +390,15 @@ async def talk(chat: Chat, url: URL) -> None:
             await asyncio.wait([reader, writer], return_when=asyncio.FIRST_COMPLETED)
         finally:
             writer.cancel()
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(GOODBYE_TIMEOUT):
-                    await chat.websocket.close()  # the goodbye
-                    await reader  # it hears the end; cancelled, it would break the connection
-            reader.cancel()  # the server does not respond
+            async with asyncio.timeout(GOODBYE_TIMEOUT):
+                await chat.websocket.close()  # the goodbye
+                await reader  # it hears the end; cancelled, it would break the connection
     if writer.cancelled():
         raise ConnectionResetError
 
 
-async def run(chat: Chat, url: URL, reconnect: bool) -> None:
-    """Chat until the user leaves; with reconnect, begin again when the connection ends, after growing pauses."""
+async def run(chat: Chat, url: URL) -> None:
+    """Chat until the user leaves. After growing pauses, begin again when the connection ends, if that is wanted."""
     task, pause = asyncio.current_task(), 0
     assert task
     chat.terminal.open()
@@ -405,7 +409,7 @@ async def run(chat: Chat, url: URL, reconnect: bool) -> None:
                 return await talk(chat, url)
             except (ExceptionGroup, aiohttp.ClientError, OSError) as error:
                 pause = MIN_PAUSE if chat.user else min(2 * pause, MAX_PAUSE)
-                if not (reconnect and pause) or task.cancelling():
+                if not (chat.reconnect and pause) or task.cancelling():
                     raise
                 await chat.terminal.show(f"! {url}: {why(error)} (trying again in {pause} s)", ERROR)
             await asyncio.sleep(pause)
@@ -442,9 +446,9 @@ async def main() -> None:
     if url.scheme not in ("ws", "wss", "http", "https") or not url.host:
         parser.error(f"{str(url)!r} is not the address of a chat, such as ws://localhost:8080/chat")
     if not (sys.stdin and sys.stdout):
-        parser.error("the chat needs a standard input and output; /dev/null will do")
-    chat = Chat(Terminal(), arguments.room, arguments.nick, arguments.verbose)
-    task = asyncio.create_task(run(chat, url, arguments.reconnect))
+        sys.exit("The chat needs a standard input and output; /dev/null will do.")
+    chat = Chat(Terminal(), arguments.room, arguments.nick, arguments.verbose, arguments.reconnect)
+    task = asyncio.create_task(run(chat, url))
 
     def leave(*_: object) -> None:
         if not (task.cancelling() or task.done()):  # a second signal may not cut the goodbye short

@@ -51,7 +51,7 @@ HANDSHAKE_TIMEOUT = RESPONSE_TIMEOUT = 10  # seconds for the server to respond
 MIN_PAUSE, MAX_PAUSE = 1, 60  # seconds between two attempts to connect again
 GOODBYE_TIMEOUT = 2  # seconds for the server to respond to the close frame
 NOTICE, ERROR, MARK, PROMPT, FAINT = "36", "31", "1;35", "1", "2"  # cyan, red, bold magenta, bold, dim
-NAMES = [f"38;5;{number}" for number in (32, 166, 28, 162, 136, 98, 30, 160)]  # to be read on black and on white
+NAMES = [f"38;5;{number}" for number in (32, 166, 28, 162, 136, 98, 30, 167, 64)]  # legible on black and on white
 # A key, as a terminal sends it (ESC [ A is the arrow up), or several characters in a row.
 KEY = re.compile(r"\x1b+(?:[\[O][0-?]*[^0-?]|[^\[O\x1b])|[^\x00-\x1f\x7f\x1b]+|[^\x1b]")
 FILLER = "\0"  # stands for the second column that a wide character takes

@@ -208,13 +208,15 @@ class Terminal:
     """
 
     def __init__(self) -> None:
-        self.is_real = termios and sys.stdin.isatty() and sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
+        self.is_real = (
+            termios and sys.stdin.isatty() and sys.stdout.isatty() and os.environ.get("TERM", "dumb") != "dumb"
+        )
         self.prompt = self.left = self.right = ""  # what is left and right of the cursor
         self.history, self.place = [""], 0  # the last line is the one that is new
         # Python's buffers are left out: a thread that still waits in one of them at the end would be a fatal error.
         self.stdin, self.stdout = (getattr(stream.buffer, "raw", stream.buffer) for stream in (sys.stdin, sys.stdout))
         self.lines: asyncio.Queue[str | None] = asyncio.Queue(MAX_WAITING)
-        self.messages: deque[tuple[str, str, str, str]] = deque(maxlen=200)  # for when the screen changes its size
+        self.messages: deque[tuple[str, str, str, str]] = deque(maxlen=100)  # for when the screen changes its size
         self.output: queue.Queue[str] = queue.Queue()
         self.error: OSError | None = None  # of the output
         self.words: Callable[[], list[str]] = list  # what Tab completes
@@ -411,7 +413,7 @@ async def run(chat: Chat, url: URL) -> None:
                 pause = MIN_PAUSE if chat.user else min(2 * pause, MAX_PAUSE)
                 if not (chat.reconnect and pause) or task.cancelling():
                     raise
-                await chat.terminal.show(f"! {url}: {why(error)} (trying again in {pause} s)", ERROR)
+                await chat.terminal.show(f"! {why(error)} (trying again in {pause} s)", ERROR)
             await asyncio.sleep(pause)
     finally:
         chat.terminal.close()

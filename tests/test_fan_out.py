@@ -13,7 +13,7 @@ import pytest
 fan_out = importlib.import_module("benchmarks.fan_out")  # a script, not part of a package
 COMMAND = [sys.executable, str(fan_out.__file__)]
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the benchmark needs Linux")
-bench = pytest.mark.skipif(not importlib.util.find_spec("websockets"), reason="needs the package websockets")
+bench = pytest.mark.needs("bench")
 
 
 @bench

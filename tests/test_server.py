@@ -13,6 +13,7 @@ from typing import Any
 import aiohttp
 import pytest
 from aiohttp import web
+from yarl import URL
 
 import utils
 from server import init_app
@@ -538,6 +539,20 @@ async def test_page_that_is_refused(url: Any, app: web.Application, caplog: Any,
         assert f"--allow-origin {origin[:100]} lets them" in text
     assert caplog.messages == [f"Refused a page of {origin!r:.100}"] * 2
     assert who(app) == {}
+
+
+async def test_headers_of_the_page(url: Any) -> None:
+    async with aiohttp.ClientSession() as session:
+        for path, content_type in (("/", "text/html"), ("/chat.js", "javascript"), ("/chat.css", "text/css")):
+            async with session.get(url.join(URL(path))) as response:
+                assert response.content_type.endswith(content_type)  # with nosniff, a browser takes nothing else
+                policy = response.headers["Content-Security-Policy"]
+                assert re.match("default-src 'none'(?!.*unsafe).*frame-ancestors 'none'", policy)
+                names = ("X-Content-Type-Options", "Cache-Control")
+                assert [response.headers[name] for name in names] == ["nosniff", "no-cache"]
+                etag = response.headers["ETag"]
+            async with session.get(url.join(URL(path)), headers={"If-None-Match": etag}) as response:
+                assert response.status == 304
 
 
 HANDSHAKE = (

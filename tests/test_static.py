@@ -1,4 +1,4 @@
-"""The web page in a real Chromium, in front of a real server. Without a browser, only its headers are tested."""
+"""The web page in a real Chromium, in front of a real server."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 from urllib.parse import quote
 
-import aiohttp
 import pytest
 import pytest_asyncio
 
-from server import MAX_MESSAGE, PAGE_HEADERS, STATIC
+from server import PAGE_HEADERS, STATIC
 from tests.conftest import TIMEOUT, Member, Server, members
+from utils import MAX_MESSAGE
 
 with contextlib.suppress(ImportError):  # the browser skips a test then
     from playwright.async_api import Browser, Error, Locator, Page, Route, WebSocketRoute, async_playwright, expect
@@ -29,13 +29,12 @@ RANDOM = re.compile(r"^User\d+$")
 DISCONNECTED = re.compile("^Disconnected")
 
 # To start a browser takes longer than most tests, so they share one, and with it one event loop.
-pytestmark = [pytest.mark.asyncio(loop_scope="module")]
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.needs("browser")]
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def browser() -> AsyncIterator[Browser]:
     """A Chromium that nobody sees."""
-    pytest.importorskip("playwright.async_api", reason="Playwright is not installed: uv sync --all-groups")
     expect.set_options(timeout=TIMEOUT * 1000)
     async with async_playwright() as playwright:
         commands = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
@@ -154,20 +153,6 @@ async def say(member: Member, *texts: str) -> None:
     for text in texts:
         await member.websocket.send_json({"action": "chat_message", "message": text})
     await member.catch_up()
-
-
-async def test_headers(server: Server) -> None:
-    async with aiohttp.ClientSession() as session:
-        for path, content_type in (("/", "text/html"), ("/chat.js", "javascript"), ("/chat.css", "text/css")):
-            async with session.get(server.url + path) as response:
-                assert response.content_type.endswith(content_type)  # with nosniff, a browser takes nothing else
-                policy = response.headers["Content-Security-Policy"]
-                assert re.match("default-src 'none'(?!.*unsafe).*frame-ancestors 'none'", policy)
-                names = ("X-Content-Type-Options", "Cache-Control")
-                assert [response.headers[name] for name in names] == ["nosniff", "no-cache"]
-                etag = response.headers["ETag"]
-            async with session.get(server.url + path, headers={"If-None-Match": etag}) as response:
-                assert response.status == 304
 
 
 async def test_conversation(server: Server, join: Join, bob: Chat, ann: Member) -> None:

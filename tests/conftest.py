@@ -56,8 +56,9 @@ class Server:
         return self.log_path.read_text()[self.read_before :]
 
     def is_empty(self) -> bool:
-        """Tell from the log whether all who have connected have disconnected."""
-        return self.log.count(" connected\n") == self.log.count(" disconnected")
+        """Tell from the log whether all who have ever connected have disconnected."""
+        log = self.log_path.read_text()
+        return log.count(" connected\n") == log.count(" disconnected")
 
     def stop(self, signal_number: int = signal.SIGTERM) -> None:
         """End the process as an operator would, and see that it leaves nothing behind."""

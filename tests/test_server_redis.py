@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
-import shutil
 import signal
 from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable, Iterator
@@ -314,14 +312,10 @@ async def test_address_that_is_none(
 
 
 @pytest.mark.needs("browser")
-async def test_page_comes_back_by_itself(chat: Chat) -> None:
+async def test_page_comes_back_by_itself(chat: Chat, chromium: str) -> None:
     (process,) = chat.start(1)
-    commands = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-    path = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, commands)), None)
-    if path is None:
-        pytest.skip("There is no Chromium here; if there is, say where in the environment variable CHROMIUM.")
     expect.set_options(timeout=TIMEOUT * 1000)
-    async with async_playwright() as playwright, await playwright.chromium.launch(executable_path=path) as browser:
+    async with async_playwright() as playwright, await playwright.chromium.launch(executable_path=chromium) as browser:
         page = await browser.new_page()
         await page.goto(process.url)
         status = page.get_by_role("status")

@@ -5,9 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib.resources
 import json
-import os
 import re
-import shutil
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 from urllib.parse import quote
@@ -20,7 +18,7 @@ from tests.conftest import TIMEOUT, Member, Server, members
 from utils import MAX_MESSAGE
 
 with contextlib.suppress(ImportError):  # the browser skips a test then
-    from playwright.async_api import Browser, Error, Locator, Page, Route, WebSocketRoute, async_playwright, expect
+    from playwright.async_api import Browser, Locator, Page, Route, WebSocketRoute, async_playwright, expect
 
 Join = Callable[..., Awaitable[Member]]
 OpenPage = Callable[..., Awaitable["Chat"]]
@@ -33,20 +31,11 @@ pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.needs("brows
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def browser() -> AsyncIterator[Browser]:
+async def browser(chromium: str) -> AsyncIterator[Browser]:
     """A Chromium that nobody sees."""
     expect.set_options(timeout=TIMEOUT * 1000)
-    async with async_playwright() as playwright:
-        commands = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-        path = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, commands)), None)
-        for options in ({"executable_path": path}, {"channel": "chrome"}):  # no path means Playwright's own
-            with contextlib.suppress(Error):
-                browser = await playwright.chromium.launch(**options)
-                break
-        else:
-            pytest.skip("There is no Chromium here; if there is, say where in the environment variable CHROMIUM.")
+    async with async_playwright() as playwright, await playwright.chromium.launch(executable_path=chromium) as browser:
         yield browser
-        await browser.close()
 
 
 @pytest_asyncio.fixture(loop_scope="module")

@@ -456,7 +456,8 @@ async def main() -> None:
             task.get_loop().call_soon_threadsafe(task.cancel)
 
     for name in {"SIGINT", "SIGTERM", "SIGHUP"} & set(dir(signal)):  # Windows has no SIGHUP
-        signal.signal(getattr(signal, name), leave)
+        if signal.getsignal(number := getattr(signal, name)) is not signal.SIG_IGN:  # nohup ignores it
+            signal.signal(number, leave)
     try:
         await task
     except asyncio.CancelledError:

@@ -128,6 +128,27 @@ async def test_signal_is_a_goodbye(start: Start, serve: Serve, signals: list[sig
     assert await asyncio.wait_for(close_code, TIMEOUT) == 1000
 
 
+async def test_signal_that_is_ignored(start: Start, serve: Serve) -> None:
+    """With `nohup`, a program goes on when its window is closed."""
+    arrived, heard = asyncio.Event(), asyncio.Event()
+
+    async def talk(websocket: web.WebSocketResponse, _: asyncio.Transport) -> None:
+        arrived.set()
+        await websocket.ping()
+        while (await websocket.receive()).type is not web.WSMsgType.CLOSE:
+            pass
+        heard.set()
+
+    script = await start(await serve(talk), "trap '' HUP;")
+    await asyncio.wait_for(arrived.wait(), TIMEOUT)
+    script.process.send_signal(signal.SIGHUP)
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(heard.wait(), 0.3)
+    script.process.send_signal(signal.SIGTERM)
+    code, _, errors = await script.end()
+    assert (code, errors) == (0, "")
+
+
 async def test_goodbye_in_a_busy_room(
     script: str,
     start: Start,

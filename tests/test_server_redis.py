@@ -308,7 +308,7 @@ async def test_address_that_is_none(
     script = await start_script("-m", "examples.server_redis", REDIS_URL="nonsense")
     code, _, errors = await script.end()
     assert (code, errors.count("\n")) == (1, 1), errors
-    assert errors.startswith("REDIS_URL can't be 'nonsense': ")
+    assert errors.startswith("REDIS_URL is not the address of a Redis: ")
 
 
 @pytest.mark.needs("browser")

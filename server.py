@@ -135,6 +135,7 @@ def check_origin(request: web.Request) -> None:
     enough: whoever owns a domain can let its name lead to this machine (DNS rebinding).
     """
     origin, host = request.headers.get("Origin", "").lower(), request.host.lower()
+    origin = origin.encode(errors="replace").decode()  # it may hold bytes that are no UTF-8
     here = (f"http://{host.removesuffix(':80')}", f"https://{host.removesuffix(':443')}")  # an Origin has no such port
     is_here = origin in here and is_own_host(host)
     if origin and not is_here and origin not in request.app[OPTIONS].allow_origin:

@@ -552,6 +552,14 @@ async def test_page_that_is_refused(url: Any, app: web.Application, caplog: Any,
     assert who(app) == {}
 
 
+async def test_origin_that_is_no_text(url: Any) -> None:
+    reader, writer = await asyncio.open_connection(url.host, url.port)
+    writer.write(HANDSHAKE.format("GET", "A" * 22 + "==", "13\r\nOrigin: http://\xff").encode("latin-1"))
+    assert await asyncio.wait_for(reader.readline(), TIMEOUT) == b"HTTP/1.1 403 Forbidden\r\n"
+    writer.close()
+    await writer.wait_closed()
+
+
 async def test_headers_of_the_page(url: Any) -> None:
     async with aiohttp.ClientSession() as session:
         for path, content_type in (("/", "text/html"), ("/chat.js", "javascript"), ("/chat.css", "text/css")):

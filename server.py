@@ -206,8 +206,10 @@ class LogFilter(logging.Filter):
             if record.created < self.next_shortage:
                 return False
             self.next_shortage = record.created + 60
-        # asyncio goes on trying to accept connections, even after the server has stopped listening.
-        return not isinstance(error, HttpProcessingError) and "_start_serving" not in record.getMessage()
+        # Who asks for the page and hangs up ends asyncio's sendfile() with a RuntimeError. And asyncio goes on trying
+        # to accept connections, even after the server has stopped listening.
+        is_strangers = isinstance(error, HttpProcessingError) or str(error) == "Transport is closing"
+        return not is_strangers and "_start_serving" not in record.getMessage()
 
 
 def prepare_process(verbose: bool) -> None:

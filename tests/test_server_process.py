@@ -109,6 +109,18 @@ def test_request_that_is_no_http(server: Server, nonsense: bytes) -> None:
     assert " ERROR " not in server.log
 
 
+def test_page_that_is_asked_for_and_not_read(server: Server) -> None:
+    """Nor with tracebacks of this."""
+    for _ in range(20):
+        with socket.create_connection(("127.0.0.1", server.port), TIMEOUT) as plain:
+            plain.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n" * 50)
+            plain.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # closing is a reset
+    with socket.create_connection(("127.0.0.1", server.port), TIMEOUT) as plain:
+        plain.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert plain.recv(15) == b"HTTP/1.1 200 OK"
+    assert " ERROR " not in server.log
+
+
 WORKER = ("--worker-class", "aiohttp.GunicornWebWorker")
 COMMANDS = [
     ("-m", "aiohttp.web", "-H", "127.0.0.1", "-P", "{}", "server:init_app", "--allow-origin", "http://x.example"),

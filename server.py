@@ -194,7 +194,7 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
 
 
 class LogFilter(logging.Filter):
-    """Keeps strangers from filling the log with tracebacks: of what is no HTTP, or for want of open files."""
+    """Keeps strangers from filling the log with tracebacks."""
 
     next_shortage = 0.0  # when that may be logged again
 
@@ -206,8 +206,8 @@ class LogFilter(logging.Filter):
             if record.created < self.next_shortage:
                 return False
             self.next_shortage = record.created + 60
-        # Who asks for the page and hangs up ends asyncio's sendfile() with a RuntimeError. And asyncio goes on trying
-        # to accept connections, even after the server has stopped listening.
+        # Whoever asks for the page and hangs up ends asyncio's sendfile() with a RuntimeError. And for want of files,
+        # asyncio goes on trying to accept connections, even after the server has stopped listening.
         is_strangers = isinstance(error, HttpProcessingError) or str(error) == "Transport is closing"
         return not is_strangers and "_start_serving" not in record.getMessage()
 

@@ -319,7 +319,8 @@ def fold(name: str) -> str:
 
 def is_taken(name: str, users: Collection[str]) -> bool:
     """Tell whether one of the users has this name, or one that looks like it."""
-    return any(fold(user) == fold(name) for user in users)
+    folded = fold(name)
+    return any(fold(user) == folded for user in users)
 
 
 def pick_name(rooms: Rooms) -> str:

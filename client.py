@@ -15,17 +15,15 @@ import codecs
 import contextlib
 import json
 import os
-import queue
 import re
 import sys
 import textwrap
-import threading
 import time
 import unicodedata
 import zlib
 from collections import deque
-from collections.abc import Callable
-from typing import Any
+from collections.abc import AsyncIterator, Callable
+from typing import Any, TextIO
 
 import aiohttp
 from aioconsole.stream import run_as_daemon
@@ -77,11 +75,9 @@ class Chat:
     websocket: aiohttp.ClientWebSocketResponse
     response: asyncio.Future[dict[str, Any]]
 
-    def __init__(
-        self, terminal: "Terminal", room: str | None, nick: str | None, verbose: bool, reconnect: bool
-    ) -> None:
-        self.terminal, self.verbose, self.reconnect = terminal, verbose, reconnect
-        self.wanted_room, self.wanted_nick = room, nick
+    def __init__(self, terminal: "Terminal", options: argparse.Namespace) -> None:
+        self.terminal = terminal
+        self.options = options  # which room, nick, verbose, reconnect
         self.room = self.user = ""  # where the server put us, and as whom
         self.users: set[str] = set()  # who is in the room
         terminal.words = lambda: [*COMMANDS, *sorted(self.users)]
@@ -91,7 +87,7 @@ class Chat:
         async for message in self.websocket:
             if message.type is aiohttp.WSMsgType.ERROR:  # a broken frame, or no response to a heartbeat
                 raise aiohttp.ClientError(message.data)
-            if self.verbose:
+            if self.options.verbose:
                 await self.terminal.show(f"< {message.data!r}", FAINT)
             body: Any = None
             with contextlib.suppress(ValueError, RecursionError):
@@ -122,11 +118,11 @@ class Chat:
         """Go to the room, take the nickname, and then do what the user types, until that ends."""
         # A chat greets before it responds. An echo server would now be told from one, as it responds first.
         await self.ask(action="user_list", room="default")
-        if self.wanted_room and self.wanted_room != self.room:
-            await self.do(f"/join {self.wanted_room}")
-        if self.wanted_nick and self.wanted_nick != self.user:
-            await self.do(f"/nick {self.wanted_nick}")
-        self.wanted_room, self.wanted_nick = self.room, self.wanted_nick or self.user
+        if self.options.room and self.options.room != self.room:
+            await self.do(f"/join {self.options.room}")
+        if self.options.nick and self.options.nick != self.user:
+            await self.do(f"/nick {self.options.nick}")
+        self.options.room, self.options.nick = self.room, self.options.nick or self.user
         line: str | None = "/users"
         while line is not None and line.strip() != "/quit":
             room = self.room
@@ -134,7 +130,7 @@ class Chat:
             if self.room != room:
                 await self.do("/users")
             line = await self.terminal.read_line(f"{self.room} {self.user}> ")
-        self.reconnect = False
+        self.options.reconnect = False
 
     async def do(self, line: str) -> None:
         """Do what the user has typed: send it, or obey a command."""
@@ -145,11 +141,11 @@ class Chat:
                 await self.terminal.show(f"! You are already in {self.room}", ERROR)
             case "/join":
                 if await self.ask(action="join_room", room=argument):
-                    self.room = self.wanted_room = argument
+                    self.room = self.options.room = argument
                     await self.terminal.show(f"* You are now in {self.room}", NOTICE)
             case "/nick":
                 if await self.ask(action="set_nick", nick=argument):
-                    self.user = self.wanted_nick = argument
+                    self.user = self.options.nick = argument
                     await self.terminal.show(f"* You are now known as {self.user}", NOTICE)
             case "/users":
                 room = argument or self.room
@@ -179,7 +175,7 @@ class Chat:
             await self.terminal.show(f"! This is too long: {size} bytes of {MAX_MESSAGE}", ERROR)
             return None
         self.response = asyncio.get_running_loop().create_future()
-        if self.verbose:
+        if self.options.verbose:
             await self.terminal.show(f"> {data}", FAINT)
         try:
             async with asyncio.timeout(RESPONSE_TIMEOUT):
@@ -202,123 +198,130 @@ class Chat:
 class Terminal:
     """A screen and a keyboard. A real one keeps the line that is being typed whole, below all that is shown.
 
-    Standard streams can block: the input is read, and the output is written, in a thread that ends with the program.
+    Standard streams can block: whatever is read or written waits in a thread, which ends with the program.
     """
 
-    def __init__(self) -> None:
-        self.is_real = (
-            termios and sys.stdin.isatty() and sys.stdout.isatty() and os.environ.get("TERM", "dumb") != "dumb"
-        )
+    def __init__(self, stdin: TextIO, stdout: TextIO) -> None:
+        self.stdin, self.stdout = stdin, stdout
+        self.is_real = termios and stdin.isatty() and stdout.isatty() and os.environ.get("TERM", "dumb") != "dumb"
+        self.is_open = True
+        self.lines: asyncio.Queue[str | None] = asyncio.Queue(MAX_WAITING)  # that have been typed
+        self.output: asyncio.Queue[str] = asyncio.Queue(MAX_WAITING)
+        self.messages: deque[tuple[str, str, str, str]] = deque(maxlen=100)  # for when the screen changes its size
         self.prompt = self.left = self.right = ""  # what is left and right of the cursor
         self.history, self.place = [""], 0  # the last line is the one that is new
-        # Python's buffers are left out: a thread that still waits in one of them at the end would be a fatal error.
-        self.stdin, self.stdout = (getattr(stream.buffer, "raw", stream.buffer) for stream in (sys.stdin, sys.stdout))
-        self.lines: asyncio.Queue[str | None] = asyncio.Queue(MAX_WAITING)
-        self.messages: deque[tuple[str, str, str, str]] = deque(maxlen=100)  # for when the screen changes its size
-        self.output: queue.Queue[str] = queue.Queue()
-        self.error: OSError | None = None  # of the output
         self.words: Callable[[], list[str]] = list  # what Tab completes
 
-    def open(self) -> None:
-        """Take over the standard streams."""
+    @contextlib.asynccontextmanager
+    async def open(self) -> AsyncIterator[None]:
+        """Read and print for as long as this lasts. In the end, the terminal is as it was, with what is half typed."""
         loop = asyncio.get_running_loop()
-        self.printer = threading.Thread(target=self.print_all, daemon=True)
-        self.printer.start()
         if self.is_real:
-            self.attributes = termios.tcgetattr(0)
+            attributes = termios.tcgetattr(self.stdin)
             loop.add_signal_handler(signal.SIGWINCH, self.draw_all)
             loop.add_signal_handler(signal.SIGCONT, self.resume)
             self.resume()
-        self.keyboard = loop.create_task(self.read_keys())
+        async with asyncio.TaskGroup() as tasks:
+            keyboard = tasks.create_task(self.read_keys())
+            printer = tasks.create_task(self.print_all())
+            try:
+                yield
+            finally:
+                keyboard.cancel()
+                self.is_open = False
+                self.draw()
+                if self.is_real:
+                    with contextlib.suppress(termios.error):  # the window may be closed
+                        termios.tcsetattr(self.stdin, termios.TCSANOW, attributes)
+                await asyncio.wait([printer], timeout=GOODBYE_TIMEOUT)  # the terminal may be paused
+                printer.cancel()
 
     def resume(self) -> None:
         """Get keys instead of lines, now or again after Ctrl+Z: the shell has it its own way."""
-        tty.setcbreak(0, termios.TCSANOW)
+        tty.setcbreak(self.stdin, termios.TCSANOW)
         self.draw()
 
-    def close(self) -> None:
-        """Give the terminal back as it was, with what is half typed in full."""
-        self.keyboard.cancel()
-        if self.is_real:
-            typed = clean(self.left + self.right)
-            self.output.put(f"\r\033[J{self.prompt}{typed}\n" if typed else "\r\033[J")
-            with contextlib.suppress(termios.error):  # the window may be closed
-                termios.tcsetattr(0, termios.TCSANOW, self.attributes)
-        self.output.put("")
-        self.printer.join(GOODBYE_TIMEOUT)  # the terminal may be paused
-
-    def print_all(self) -> None:
-        """Print what comes, until it is empty."""
-        while data := self.output.get().encode(sys.stdout.encoding, "backslashreplace"):
-            try:
-                while data:
-                    data = data[self.stdout.write(data) :]
-            except OSError as error:  # nobody reads it any more
-                self.error = error
-            self.output.task_done()
+    async def print_all(self) -> None:
+        """Print what is waiting in one piece, with the line that is being typed below it."""
+        while self.is_open or not self.output.empty():
+            texts = [await self.output.get()]
+            while not self.output.empty():
+                texts.append(self.output.get_nowait())
+            text = f"\r\033[J{''.join(texts)}{self.row()}" if self.is_real else "".join(texts)
+            data = text.encode(self.stdout.encoding, "backslashreplace")
+            while data:
+                data = data[await run_as_daemon(raw(self.stdout).write, data) :]
+            for _ in texts:
+                self.output.task_done()
 
     async def show(self, text: str, style: str = "", name: str = "") -> None:
-        """Show a message; wait if the terminal has been paused for too long. Raise OSError if it is gone."""
-        if self.error:
-            raise self.error
-        message = time.strftime("%H:%M ") if sys.stdout.isatty() else "", clean(name), clean(text), style
+        """Show a message; wait if the terminal has been paused for too long."""
+        message = time.strftime("%H:%M ") if self.stdout.isatty() else "", clean(name), clean(text), style
         self.messages.append(message)
-        if self.is_real:
-            self.draw(self.render(*message))
-        else:
-            self.output.put(f"{message[0]}{name and f'{message[1]}: '}{message[2]}\n")
-        while self.output.unfinished_tasks > MAX_WAITING:  # noqa: ASYNC110 (the printer is a thread)
-            await asyncio.sleep(0.01)
+        await self.output.put(self.render(*message))
 
     def render(self, clock: str, name: str, text: str, style: str) -> str:
         """Return a message as rows of the screen, wrapped at words, with a hanging indent."""
-        columns = os.get_terminal_size(1).columns or 80
         head = f"{clock}{name}: " if name else clock
+        if not self.is_real:
+            return f"{head}{text}\n"
+        columns = self.columns()
         indent = " " * len(widen(head)) if len(widen(head)) <= columns // 2 else ""
         wrapper = textwrap.TextWrapper(max(columns - 1, 1), subsequent_indent=indent, break_on_hyphens=False)
         rows = "\n".join(wrapper.wrap(widen(head + text))).replace(FILLER, "")
-        parts = [(rows, style)]
-        if rows.startswith(head):  # else the screen is very narrow
-            colour = NAMES[zlib.crc32(name.encode()) % len(NAMES)]
-            parts = [(clock, FAINT), (head.removeprefix(clock), colour), (rows.removeprefix(head), style)]
-        return "".join(self.paint(*part) for part in parts) + "\n"
+        if not rows.startswith(head):  # the screen is very narrow
+            return self.paint(rows, style) + "\n"
+        colour = NAMES[zlib.crc32(name.encode()) % len(NAMES)]
+        start = self.paint(clock, FAINT) + self.paint(head.removeprefix(clock), colour)
+        return start + self.paint(rows.removeprefix(head), style) + "\n"
 
     def paint(self, text: str, style: str) -> str:
         """Return a text in a style, unless colours are not wanted."""
         return f"\033[{style}m{text}\033[0m" if style and text and not os.environ.get("NO_COLOR") else text
 
-    def draw(self, above: str = "") -> None:
-        """Put rows in the place of the line that is being typed, and that line below them, in one piece."""
-        columns = os.get_terminal_size(1).columns or 80
+    def columns(self) -> int:
+        """Return how many columns the screen has; a serial line does not know."""
+        return os.get_terminal_size(self.stdout.fileno()).columns or 80
+
+    def row(self) -> str:
+        """Return what is typed as one row of the screen, of a long line the part around the cursor; at the end, all."""
+        left, right = clean(self.left), clean(self.right)
+        if not self.is_open:
+            return f"{self.prompt}{left}{right}\n" if left + right else ""
+        columns = self.columns()
         prompt = widen(self.prompt)[: columns // 2]
         free = columns - len(prompt) - 2
-        left, right = widen(clean(self.left[-columns:])), widen(clean(self.right[:columns]))
+        left, right = widen(left[-columns:]), widen(right[:columns])
         if len(left) + len(right) > free:
             left = left[-free * 3 // 4 :]
         # ESC 7 and 8 save the cursor and bring it back: the terminal knows best how wide a character is.
-        row = f"{self.paint(prompt, PROMPT)}{left}\0337{right[: free - len(left)]}\0338".replace(FILLER, "")
-        self.output.put(f"\r\033[J{above}\033[?7l{row}\033[?7h")
+        line = f"{left}\0337{right[: free - len(left)]}\0338"
+        return f"\033[?7l{self.paint(prompt, PROMPT)}{line}\033[?7h".replace(FILLER, "")
+
+    def draw(self, rows: str = "") -> None:
+        """Print rows, and the line that is being typed anew. If much is waiting already, that will do."""
+        if not self.output.full():
+            self.output.put_nowait(rows)
 
     def draw_all(self) -> None:
         """Draw everything again, for a screen of another size."""
         rows = "".join(self.render(*message) for message in self.messages).splitlines(keepends=True)
-        self.draw("\033[H\033[2J" + "".join(rows[1 - os.get_terminal_size(1).lines :]))
+        self.draw("\033[H\033[2J" + "".join(rows[1 - os.get_terminal_size(self.stdout.fileno()).lines :]))
 
     async def read_line(self, prompt: str) -> str | None:
         """Return what the user types, or None at the end of the input; the last line needs no newline."""
         self.prompt = clean(prompt)
-        if self.is_real:
-            self.draw()
+        self.draw()
         line = await self.lines.get()
-        while line is None and self.output.unfinished_tasks and not self.is_real:  # noqa: ASYNC110
-            await asyncio.sleep(0.01)  # somebody reads slowly; a terminal may be paused for ever
+        if line is None and not self.is_real:
+            await self.output.join()  # somebody may read slowly; a terminal may be paused for ever
         return line
 
     async def read_keys(self) -> None:
         """Do what the keys say, until the terminal is gone."""
-        keys, decoder = "", codecs.getincrementaldecoder(sys.stdin.encoding)("replace")
+        keys, decoder = "", codecs.getincrementaldecoder(self.stdin.encoding)("replace")
         with contextlib.suppress(OSError):
-            while data := await run_as_daemon(self.stdin.read, 65536):
+            while data := await run_as_daemon(raw(self.stdin).read, 65536):
                 keys += decoder.decode(data)
                 if self.is_real:
                     while key := KEY.match(keys):
@@ -364,6 +367,11 @@ class Terminal:
                 self.left += key
 
 
+def raw(stream: TextIO) -> Any:
+    """Return a stream without Python's buffers: a thread that still waits in one at the end would be a fatal error."""
+    return getattr(stream.buffer, "raw", stream.buffer)  # with `python -u`, there is none
+
+
 def clean(text: str) -> str:
     """Return a text from others with everything escaped that could do more than be read (ESC is shown as \\x1b)."""
     # The joiner of emoji (U+200D) is harmless, though not printable; of the spaces, str.isprintable knows only one.
@@ -402,20 +410,17 @@ async def run(chat: Chat, url: URL) -> None:
     """Chat until the user leaves. After growing pauses, begin again when the connection ends, if that is wanted."""
     task, pause = asyncio.current_task(), 0
     assert task
-    chat.terminal.open()
-    try:
+    async with chat.terminal.open():
         while True:
             chat.user = ""
             try:
                 return await talk(chat, url)
             except (ExceptionGroup, aiohttp.ClientError, OSError) as error:
                 pause = MIN_PAUSE if chat.user else min(2 * pause, MAX_PAUSE)
-                if not (chat.reconnect and pause) or task.cancelling():
+                if not (chat.options.reconnect and pause) or task.cancelling():
                     raise
                 await chat.terminal.show(f"! {why(error)} (trying again in {pause} s)", ERROR)
             await asyncio.sleep(pause)
-    finally:
-        chat.terminal.close()
 
 
 def why(error: BaseException) -> str:
@@ -442,14 +447,13 @@ async def main() -> None:
     parser.add_argument("--room", help="the room to join")
     parser.add_argument("--verbose", action="store_true", help="show every frame")
     parser.add_argument("--reconnect", action="store_true", help="when the connection ends, connect again")
-    arguments = parser.parse_args()
-    url = arguments.url
+    options = parser.parse_args()
+    url = options.url
     if url.scheme not in ("ws", "wss", "http", "https") or not url.host:
         parser.error(f"{str(url)!r} is not the address of a chat, such as ws://localhost:8080/chat")
     if not (sys.stdin and sys.stdout):
         sys.exit("The chat needs a standard input and output; /dev/null will do.")
-    chat = Chat(Terminal(), arguments.room, arguments.nick, arguments.verbose, arguments.reconnect)
-    task = asyncio.create_task(run(chat, url))
+    task = asyncio.create_task(run(Chat(Terminal(sys.stdin, sys.stdout), options), url))
 
     def leave(*_: object) -> None:
         if not (task.cancelling() or task.done()):  # a second signal may not cut the goodbye short

@@ -1,14 +1,15 @@
 """The terminal chat: its side of the protocol with a terminal that is none, what a person sees on an emulated screen
 that a pseudo-terminal feeds, and pipes."""
 
+import argparse
 import asyncio
+import contextlib
 import fcntl
 import os
 import pty
 import re
 import signal
 import struct
-import subprocess
 import sys
 import termios
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -23,7 +24,7 @@ from yarl import URL
 
 import client
 from server import init_app
-from tests.conftest import ROOT, TIMEOUT, UNWANTED, Member, Script, Server, eventually
+from tests.conftest import ROOT, TIMEOUT, UNWANTED, Member, Script, eventually
 
 Join = Callable[..., Awaitable[Member]]
 StartScript = Callable[..., Awaitable[Script]]
@@ -35,23 +36,25 @@ async def say(member: Member, text: str) -> None:
     await member.catch_up()
 
 
+def run_chat(terminal: Any, url: Any, room: str | None = None, nick: str | None = None, **options: Any) -> Any:
+    """Run a chat in this process."""
+    given = argparse.Namespace(**{"room": room, "nick": nick, "verbose": False, "reconnect": False, **options})
+    return asyncio.create_task(client.run(client.Chat(terminal, given), URL(str(url))))
+
+
 # The chat, with a terminal that is none
 
 
 class Chat:
     """A chat that is typed and shown in here."""
 
-    def __init__(self, url: Any, room: str | None = None, nick: str | None = None, **options: Any) -> None:
+    open = contextlib.nullcontext
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
         self.shown: list[str] = []
         self.prompts: list[str] = []
         self.typed: asyncio.Queue[str | None] = asyncio.Queue()
-        chat = client.Chat(self, room, nick, **{"verbose": False, "reconnect": False, **options})  # type: ignore[arg-type]
-        self.ending = asyncio.create_task(client.run(chat, URL(str(url))))
-
-    def open(self) -> None:
-        """Nothing is to be opened or closed in here."""
-
-    close = open
+        self.ending = run_chat(self, *arguments, **options)
 
     async def show(self, text: str, style: str = "", name: str = "") -> None:
         self.shown.append(f"{name}: {text}" if name else text)
@@ -104,11 +107,11 @@ async def url(aiohttp_server: Any) -> URL:
     return url
 
 
-async def serve(aiohttp_server: Any, *frames: str | bytes, path: str = "/") -> URL:
+async def serve(aiohttp_server: Any, *frames: str | bytes, autoclose: bool = True) -> URL:
     """Return the address of a server that greets, responds with a user list, and to all else with some frames."""
 
     async def view(request: web.Request) -> web.WebSocketResponse:
-        websocket = web.WebSocketResponse()
+        websocket = web.WebSocketResponse(autoclose=autoclose)
         await websocket.prepare(request)
         await websocket.send_json({"action": "connecting", "room": "r", "user": "u"})
         async for message in websocket:
@@ -116,6 +119,7 @@ async def serve(aiohttp_server: Any, *frames: str | bytes, path: str = "/") -> U
                 await websocket.send_json({"action": "user_list", "success": True, "room": "r", "users": ["u", 5]})
             for frame in frames if message.json()["action"] == "chat_message" else ():
                 await (websocket.send_str(frame) if isinstance(frame, str) else websocket.send_bytes(frame))
+        await asyncio.sleep(0 if autoclose else TIMEOUT)
         return websocket
 
     app = web.Application()
@@ -264,6 +268,17 @@ async def test_server_that_does_not_respond(
     assert bob.shown[1:] == ["! Maybe nobody has seen this: hello"]
 
 
+async def test_server_that_does_not_respond_to_the_goodbye(
+    aiohttp_server: Any, start_chat: StartChat, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who has left does not come back, not even with --reconnect."""
+    monkeypatch.setattr(client, "GOODBYE_TIMEOUT", 0.1)
+    bob = start_chat(await serve(aiohttp_server, autoclose=False), reconnect=True)
+    await bob.type()
+    bob.typed.put_nowait("/quit")
+    assert await bob.end() == "no response; is the server running?"
+
+
 async def test_reconnect(
     aiohttp_server: Any, join: Join, start_chat: StartChat, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -292,32 +307,23 @@ async def test_reconnect(
 # What is on the screen
 
 
-class Terminal:
-    """A screen and a keyboard, with `python client.py` running in it."""
+class Screen:
+    """A screen and a keyboard, which a pseudo-terminal connects with a program."""
 
-    def __init__(self, *arguments: str, columns: int = 60, rows: int = 12, **environment: str) -> None:
+    def __init__(self) -> None:
         self.output = b""
-        self.screen = pyte.Screen(columns, rows)
-        self.stream = pyte.ByteStream(self.screen)
         self.master, self.slave = pty.openpty()
-        self.resize(columns, rows)
         self.attributes = termios.tcgetattr(self.slave)
-        self.process = subprocess.Popen(
-            [sys.executable, "client.py", *arguments],
-            cwd=ROOT,
-            env={**os.environ, "TERM": "xterm", "COLUMNS": "7", **environment},  # a wrong COLUMNS, as a test run has
-            stdin=self.slave,
-            stdout=self.slave,
-            stderr=self.slave,
-            start_new_session=True,
-            # Its controlling terminal, which turns Ctrl+C into a signal.
-            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
-        )
+        self.stdin, self.stdout = os.fdopen(self.slave, closefd=False), os.fdopen(self.slave, "w")
+        self.screen = pyte.Screen(60, 12)
+        self.stream = pyte.ByteStream(self.screen)
+        self.resize(60, 12)
         asyncio.get_running_loop().add_reader(self.master, self.render)
 
     def resize(self, columns: int, rows: int) -> None:
         self.screen.resize(rows, columns)
         fcntl.ioctl(self.slave, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+        signal.raise_signal(signal.SIGWINCH)  # as the system does where a terminal is a process's own
 
     def render(self) -> None:
         data = os.read(self.master, 100_000)
@@ -342,62 +348,62 @@ class Terminal:
         def state() -> tuple[list[str], int | None]:
             return self.rows[len(self.rows) - len(rows) :], None if cursor is None else self.screen.cursor.x
 
-        try:
+        with contextlib.suppress(TimeoutError):
             await eventually(lambda: state() == (list(rows), cursor))
-        except TimeoutError:
-            assert state() == (list(rows), cursor)
+        assert state() == (list(rows), cursor)
         assert cursor is None or self.screen.cursor.y == len(self.rows) - 1
 
-    async def end(self) -> int:
-        """Wait for the end of the program, see that the terminal is as it was, and return the exit code."""
-        code = await asyncio.to_thread(self.process.wait, TIMEOUT)
-        await asyncio.sleep(0)
-        assert termios.tcgetattr(self.slave) == self.attributes
-        assert os.get_blocking(self.slave)
-        assert not UNWANTED.search("\n".join(self.rows)), self.rows
-        return code
-
-    def close(self) -> None:
-        if self.process.poll() is None:
-            self.process.kill()
-            self.process.wait()
-        asyncio.get_running_loop().remove_reader(self.master)
-        os.close(self.master)
-        os.close(self.slave)
-
-
-Start = Callable[..., Terminal]
+    def is_as_it_was(self) -> bool:
+        """Tell whether the shell gets the terminal as it was, with its prompt at the beginning of a line."""
+        is_plain = termios.tcgetattr(self.slave) == self.attributes and os.get_blocking(self.slave)
+        return is_plain and self.screen.cursor.x == 0 and not UNWANTED.search("\n".join(self.rows))
 
 
 @pytest.fixture
-async def start(server: Server) -> AsyncIterator[Start]:
-    """Start terminal chats with `start(*arguments, columns=60, rows=12, **environment)`."""
-    terminals = []
-
-    def start(*arguments: str, **options: Any) -> Terminal:
-        if "--url" not in arguments:
-            arguments = ("--url", f"{server.url}/chat", *arguments)
-        terminals.append(Terminal(*arguments, **options))
-        return terminals[-1]
-
-    yield start
-    for terminal in terminals:
-        terminal.close()
+async def screen(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Screen]:
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "7")  # which is wrong, as in a test run
+    screen = Screen()
+    yield screen
+    asyncio.get_running_loop().remove_reader(screen.master)
+    os.close(screen.master)
+    screen.stdin.close()
+    screen.stdout.close()
 
 
-async def start_bob(server: Server, join: Join, start: Start, **options: Any) -> tuple[Member, Terminal]:
-    """Let Amy in, and then Bob, who sits at a terminal."""
-    amy = await join(server.url, "Amy", "math")
-    bob = start("--room", "math", "--nick", "Bob", **options)
-    await bob.shows("math Bob>")
-    await amy.catch_up()
-    return amy, bob
+StartBob = Callable[..., Awaitable[tuple[Member, Screen]]]
+
+
+@pytest.fixture
+async def start_bob(url: URL, join: Join, screen: Screen) -> AsyncIterator[StartBob]:
+    """Let Amy in, and then Bob, who sits at a terminal: `amy, bob = await start_bob(columns=60, rows=12)`."""
+    async with contextlib.AsyncExitStack() as stack:
+
+        async def start(columns: int = 60, rows: int = 12) -> tuple[Member, Screen]:
+            amy = await join(url, "Amy", "math")
+            screen.resize(columns, rows)
+            await stack.enter_async_context(chatting(screen, url / "chat", "math", "Bob"))
+            await screen.shows("math Bob>")
+            await amy.catch_up()
+            return amy, screen
+
+        yield start
+    await eventually(screen.is_as_it_was)
+
+
+@contextlib.asynccontextmanager
+async def chatting(screen: Screen, *arguments: Any, **options: Any) -> AsyncIterator[asyncio.Task[None]]:
+    """Chat at a terminal, and say goodbye in the end."""
+    chat = run_chat(client.Terminal(screen.stdin, screen.stdout), *arguments, **options)
+    yield chat
+    chat.cancel()
+    await asyncio.wait([chat])
 
 
 @pytest.mark.parametrize(("columns", "rows"), [(60, 12), (30, 5)])
-async def test_half_typed_line_survives(server: Server, join: Join, start: Start, columns: int, rows: int) -> None:
+async def test_half_typed_line_survives(start_bob: StartBob, columns: int, rows: int) -> None:
     """Whatever arrives is shown above it, and the cursor stays where it was."""
-    amy, bob = await start_bob(server, join, start, columns=columns, rows=rows)
+    amy, bob = await start_bob(columns, rows)
     await bob.type("half typed\x1b[D", "math Bob> half typed", cursor=19)
     for text in ["hi", "x" * 50, "日本語" * 10, "e\u0301" * 40, "\N{GRINNING FACE}" * 20, *map(str, range(10))]:
         await say(amy, text)
@@ -408,8 +414,8 @@ async def test_half_typed_line_survives(server: Server, join: Join, start: Start
     assert await amy.hear() == {"action": "chat_message", "message": "half type!d", "user": "Bob"}
 
 
-async def test_editing(server: Server, join: Join, start: Start) -> None:
-    amy, bob = await start_bob(server, join, start)
+async def test_editing(start_bob: StartBob) -> None:
+    amy, bob = await start_bob()
     for keys, line, cursor in [
         ("one two  three", "one two  three", 14),
         ("\x17", "one two", 9),  # Ctrl+W
@@ -431,13 +437,14 @@ async def test_editing(server: Server, join: Join, start: Start) -> None:
     await bob.type("second\n", "@ Bob: second", "math Bob>")
     for keys, line in [("new", "new"), ("\x1b[A", "second"), ("\x1bOA\x10", "hi @Amy q b"), ("\x1b[B\x0e\x0e", "new")]:
         await bob.type(keys, f"math Bob> {line}")
+    await bob.type("\x04", "math Bob> new")  # leaves on an empty line only
     # A typed line sends nothing before Enter.
     assert [body["message"] for body in await amy.catch_up()] == ["hi @Amy q b", "second"]
 
 
-async def test_line_that_is_wider_than_the_screen(server: Server, join: Join, start: Start) -> None:
+async def test_line_that_is_wider_than_the_screen(start_bob: StartBob) -> None:
     """It stays in one row, and the part around the cursor is seen, also after a change of the size and Ctrl+Z."""
-    amy, bob = await start_bob(server, join, start, columns=40)
+    amy, bob = await start_bob(columns=40)
     await bob.type("begin" + "日本語" * 10 + "\N{GRINNING FACE}" * 5 + "end")
     await eventually(lambda: bob.rows[-1].endswith("\N{GRINNING FACE} end".replace(" ", "")))
     assert bob.rows[-1].startswith("math Bob> ")
@@ -452,17 +459,16 @@ async def test_line_that_is_wider_than_the_screen(server: Server, join: Join, st
     bob.resize(90, 12)
     whole = "math Bob> begin" + "日本語" * 10 + "\N{GRINNING FACE}" * 5 + "end"
     await bob.shows("@ Amy: hello, how is it over there? I have been waiting for a long time", whole, cursor=10)
-    # What Ctrl+Z and the shell do; here is no shell.
-    os.kill(bob.process.pid, signal.SIGSTOP)
+    # What the shell does after Ctrl+Z, and then `fg`.
     termios.tcsetattr(bob.slave, termios.TCSANOW, bob.attributes)
     bob.stream.feed(b"\r\n[1]+  Stopped\r\n$ fg\r\n")
-    os.kill(bob.process.pid, signal.SIGCONT)
+    signal.raise_signal(signal.SIGCONT)
     await bob.shows("$ fg", whole, cursor=10)
     await bob.type("\x0bback\n", "@ Bob: back", "math Bob>")
 
 
-async def test_paste(server: Server, join: Join, start: Start) -> None:
-    amy, bob = await start_bob(server, join, start, rows=24)
+async def test_paste(start_bob: StartBob) -> None:
+    amy, bob = await start_bob(rows=24)
     await bob.type("one\ntwo\nthree\nrest", "@ Bob: one", "@ Bob: two", "@ Bob: three", "math Bob> rest")
     text = "".join(map(str, range(12_300)))[:60_000]
     await bob.type("\x15" + text)
@@ -475,15 +481,13 @@ async def test_paste(server: Server, join: Join, start: Start) -> None:
     assert [body["message"] for body in await amy.catch_up()] == ["one", "two", "three", text]
 
 
-async def test_names_that_are_too_long_for_the_prompt(server: Server, join: Join, start: Start) -> None:
+async def test_names_that_are_too_long_for_the_prompt(url: URL, screen: Screen) -> None:
     """The prompt takes half of the screen at the most."""
     name = "\N{GRINNING FACE}" * 32
-    amy = await join(server.url, "Amy", name)
-    bob = start("--room", name, "--nick", name, columns=40)
-    await bob.shows(name[:10])
-    await bob.type("half")
-    await say(amy, "hello")
-    await bob.shows("@ Amy: hello", f"{name[:10]}half")
+    screen.resize(40, 12)
+    async with chatting(screen, url / "chat", name, name):
+        await screen.shows(name[:10])
+        await screen.type("half", f"{name[:10]}half")
 
 
 HOSTILE = [
@@ -497,9 +501,10 @@ HOSTILE = [
 ]
 
 
-async def test_text_from_others_is_text(server: Server, join: Join, start: Start) -> None:
+async def test_text_from_others_is_text(start_bob: StartBob, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without colours, the only escape sequences are our own."""
-    amy, bob = await start_bob(server, join, start, rows=20, NO_COLOR="1")
+    monkeypatch.setenv("NO_COLOR", "1")
+    amy, bob = await start_bob(rows=20)
     for text, shown in HOSTILE:
         await say(amy, text)
         await bob.shows(f"@ Amy: {shown}", "math Bob>")
@@ -508,8 +513,8 @@ async def test_text_from_others_is_text(server: Server, join: Join, start: Start
         assert sequences == {"\x1b[J", "\x1b[?7l", "\x1b7", "\x1b8", "\x1b[?7h"}
 
 
-async def test_colour(server: Server, join: Join, start: Start) -> None:
-    amy, bob = await start_bob(server, join, start)
+async def test_colour(start_bob: StartBob) -> None:
+    amy, bob = await start_bob()
     await say(amy, "hello, all")
     await say(amy, "bobby, hello")
     await say(amy, "hello, BOB!")
@@ -522,20 +527,18 @@ async def test_colour(server: Server, join: Join, start: Start) -> None:
     assert mark[1].fg != "default"
 
 
-async def test_terminal_that_can_do_nothing(server: Server, join: Join, start: Start) -> None:
-    amy = await join(server.url, "Amy", "math")
-    bob = start("--room", "math", "--nick", "Bob", TERM="dumb")
-    beginning = ["@ * You are now in math", "@ * You are now known as Bob", "@ * In math: Amy, Bob"]
-    await bob.shows(*beginning)
-    await say(amy, "hello")
-    await bob.shows(*beginning, "@ Amy: hello")
-    await bob.type("line\n", *beginning, "@ Amy: hello", "line", "@ Bob: line")
-    assert b"\x1b" not in bob.output
+async def test_terminal_that_can_do_nothing(url: URL, screen: Screen, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "dumb")
+    async with chatting(screen, url / "chat", nick="Bob"):
+        beginning = ["@ * You are now known as Bob", "@ * In default: Bob"]
+        await screen.shows(*beginning)
+        await screen.type("line\n", *beginning, "line", "@ Bob: line")
+        assert b"\x1b" not in screen.output
 
 
-async def test_paused_terminal(server: Server, join: Join, start: Start) -> None:
+async def test_paused_terminal(start_bob: StartBob) -> None:
     """Ctrl+S pauses the output; the chat goes on, and all of it is shown after Ctrl+Q."""
-    amy, bob = await start_bob(server, join, start)
+    amy, bob = await start_bob()
     await bob.type("\x13")
     for text in ("one", "two"):  # the second is sent after the response to the first, which is shown
         await bob.type(f"{text}\n")
@@ -548,61 +551,56 @@ async def test_paused_terminal(server: Server, join: Join, start: Start) -> None
 # How it ends
 
 
-SIGNALS = ["SIGTERM", "SIGHUP"]
-
-
-@pytest.mark.parametrize("how", ["\x15/quit\n", "\x15\x04", "\x03", *SIGNALS])
-async def test_goodbye(server: Server, join: Join, start: Start, how: str) -> None:
-    amy, bob = await start_bob(server, join, start)
-    await bob.type("half\x04", "math Bob> half")
-    if how in SIGNALS:
-        bob.process.send_signal(getattr(signal, how))
-    else:
-        await bob.type(how)
-    assert await bob.end() == 0
-    assert await amy.hear() == {"action": "left", "room": "math", "user": "Bob", "shame": False}
-    # The shell's prompt comes at the beginning of a line.
-    await eventually(lambda: bob.screen.cursor.x == 0)
-
-
-@pytest.mark.parametrize("signal_number", [signal.SIGTERM, signal.SIGKILL])
-async def test_server_goes_away(
-    start_server: Callable[..., Server], start: Start, signal_number: signal.Signals
-) -> None:
-    """What is half typed is shown in full, so that it can be copied."""
-    server = start_server()
-    bob = start("--url", f"{server.url}/chat", "--nick", "Bob", columns=90)
-    await bob.shows("default Bob>")
-    typed = "half typed " * 10
-    await bob.type(typed)
-    await eventually(lambda: bob.rows[-1].endswith("half typed"))
-    server.process.send_signal(signal_number)
-    assert await bob.end() == 1
+async def test_half_typed_line_at_the_end(aiohttp_server: Any, screen: Screen, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is shown in full, so that it can be copied."""
+    server = await aiohttp_server(await init_app())
+    async with chatting(screen, server.make_url("/chat"), nick="Bob") as chat:
+        await screen.shows("default Bob>")
+        typed = "half typed " * 10
+        await screen.type(typed)
+        await eventually(lambda: screen.rows[-1].endswith("half typed"))
+        await server.close()
+        with pytest.raises(ExceptionGroup) as caught:
+            await asyncio.wait_for(chat, TIMEOUT)
+    assert client.why(caught.value) == "the server closed the connection"
     line = f"default Bob> {typed}"
-    await bob.shows(line[:90].rstrip(), line[90:].rstrip(), f"{server.url}/chat: the server closed the connection")
-    server.process.wait()
+    await screen.shows(line[:60].rstrip(), line[60:120].rstrip(), line[120:].rstrip())
+    await eventually(screen.is_as_it_was)
 
 
-async def test_server_that_does_not_respond_to_the_goodbye(start_server: Callable[..., Server], start: Start) -> None:
-    server = start_server()
-    bob = start("--url", f"{server.url}/chat", "--nick", "Bob", "--reconnect", columns=90)
-    await bob.shows("default Bob>")
-    server.process.send_signal(signal.SIGSTOP)
+@pytest.mark.parametrize("key", ["\x04", "\x03"])
+async def test_key_that_ends_it(url: URL, join: Join, screen: Screen, key: str) -> None:
+    """Here, the terminal is the process's own, and makes a signal of Ctrl+C."""
+    amy = await join(url, "Amy", "math")
+    command = sys.executable, "client.py", "--url", str(url / "chat"), "--room", "math", "--nick", "Bob"
+    streams: Any = {"stdin": screen.slave, "stdout": screen.slave, "stderr": screen.slave}
+    process = await asyncio.create_subprocess_exec(
+        *command,
+        **streams,
+        cwd=ROOT,
+        start_new_session=True,
+        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+    )
     try:
-        await bob.type("/quit\n")
-        assert await bob.end() == 1
+        await screen.shows("math Bob>")
+        await amy.catch_up()
+        await screen.type(key)
+        assert await asyncio.wait_for(process.wait(), TIMEOUT) == 0
     finally:
-        server.process.send_signal(signal.SIGCONT)
-    await bob.shows(f"{server.url}/chat: no response; is the server running?")
+        if process.returncode is None:
+            process.kill()
+        await process.wait()
+    assert await amy.hear() == {"action": "left", "room": "math", "user": "Bob", "shame": False}
+    await eventually(screen.is_as_it_was)
 
 
 # Without a terminal
 
 
-async def test_pipe(server: Server, join: Join, start_script: StartScript) -> None:
+async def test_pipe(url: URL, join: Join, start_script: StartScript) -> None:
     """Plain lines, for others: no times and no colours."""
-    amy = await join(server.url, "Amy", "lounge")
-    script = await start_script("client.py", "--url", f"{server.url}/chat", "--room", "lounge", "--nick", "Bob")
+    amy = await join(url, "Amy", "lounge")
+    script = await start_script("client.py", "--url", url / "chat", "--room", "lounge", "--nick", "Bob")
     output = "* You are now in lounge\n* You are now known as Bob\n* In lounge: Amy, Bob\n"
     lines = [f"line {number}" for number in range(1_000)]
     typed = "\r\n".join(["one", "", *lines, "z" * 200_000, "y" * 60_000]).encode() + b"\xff"  # needs no newline
@@ -619,12 +617,9 @@ async def test_pipe(server: Server, join: Join, start_script: StartScript) -> No
     ]
 
 
-async def test_files(server: Server, start_script: StartScript, tmp_path: Path) -> None:
+async def test_files(url: URL, tmp_path: Path) -> None:
     (tmp_path / "in").write_bytes(b"one\ntwo")
-    redirect = f"< {tmp_path}/in > {tmp_path}/out"
-    script = await start_script(
-        *("client.py", "--url", f"{server.url}/chat", "--nick", "Bob"), redirect=redirect, PYTHONIOENCODING="ascii"
-    )
-    assert await script.end() == (0, "", "")
-    expected = ["* You are now known as Bob", "* In default: Bob", "Bob: one", "Bob: two"]
+    with (tmp_path / "in").open() as stdin, (tmp_path / "out").open("w", encoding="ascii") as stdout:
+        await asyncio.wait_for(run_chat(client.Terminal(stdin, stdout), url / "chat", nick="Zoë"), TIMEOUT)
+    expected = [r"* You are now known as Zo\xeb", r"* In default: Zo\xeb", r"Zo\xeb: one", r"Zo\xeb: two"]
     assert (tmp_path / "out").read_text().splitlines() == expected

@@ -1,5 +1,4 @@
-"""The terminal chat: its side of the protocol with a terminal that is none, what a person sees on an emulated screen
-that a pseudo-terminal feeds, and pipes."""
+"""The terminal chat: what a person sees on an emulated screen, which a pseudo-terminal feeds, and pipes."""
 
 import argparse
 import asyncio
@@ -27,77 +26,104 @@ from server import init_app
 from tests.conftest import ROOT, TIMEOUT, UNWANTED, Member, Script, eventually
 
 Join = Callable[..., Awaitable[Member]]
-StartScript = Callable[..., Awaitable[Script]]
 
 
-async def say(member: Member, text: str) -> None:
-    """Say something; what the others have done meanwhile does not matter."""
-    await member.websocket.send_json({"action": "chat_message", "message": text})
-    await member.catch_up()
+class Screen:
+    """A screen and a keyboard, which a pseudo-terminal connects with a program. A time is shown as @."""
 
+    chat: asyncio.Task[None]
 
-def run_chat(terminal: Any, url: Any, room: str | None = None, nick: str | None = None, **options: Any) -> Any:
-    """Run a chat in this process."""
-    given = argparse.Namespace(**{"room": room, "nick": nick, "verbose": False, "reconnect": False, **options})
-    return asyncio.create_task(client.run(client.Chat(terminal, given), URL(str(url))))
+    def __init__(self, columns: int = 60, rows: int = 12) -> None:
+        self.output = b""
+        self.master, self.slave = pty.openpty()
+        self.attributes = termios.tcgetattr(self.slave)
+        self.stdin, self.stdout = os.fdopen(self.slave, closefd=False), os.fdopen(self.slave, "w")
+        self.screen = pyte.Screen(columns, rows)
+        self.stream = pyte.ByteStream(self.screen)
+        self.resize(columns, rows)
+        asyncio.get_running_loop().add_reader(self.master, self.render)
 
+    def resize(self, columns: int, rows: int) -> None:
+        self.screen.resize(rows, columns)
+        fcntl.ioctl(self.slave, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+        signal.raise_signal(signal.SIGWINCH)  # as the system does where a terminal is a process's own
 
-# The chat, with a terminal that is none
+    def render(self) -> None:
+        data = os.read(self.master, 100_000)
+        self.output += data
+        self.stream.feed(data)
 
+    @property
+    def rows(self) -> list[str]:
+        """What the screen shows, without the empty rows at its end."""
+        rows = "\n".join(row.rstrip() for row in self.screen.display).rstrip("\n").split("\n")
+        return [re.sub(r"^\d\d:\d\d(?= )", "@", row) for row in rows]
 
-class Chat:
-    """A chat that is typed and shown in here."""
+    async def shows(self, *rows: str, cursor: int | None = None) -> None:
+        """Wait until the screen ends with these rows, and with the cursor in this column."""
 
-    open = contextlib.nullcontext
+        def state() -> tuple[list[str], int | None]:
+            return self.rows[len(self.rows) - len(rows) :], None if cursor is None else self.screen.cursor.x
 
-    def __init__(self, *arguments: Any, **options: Any) -> None:
-        self.shown: list[str] = []
-        self.prompts: list[str] = []
-        self.typed: asyncio.Queue[str | None] = asyncio.Queue()
-        self.ending = run_chat(self, *arguments, **options)
+        with contextlib.suppress(TimeoutError):
+            await eventually(lambda: state() == (list(rows), cursor))
+        assert state() == (list(rows), cursor)
+        assert cursor is None or self.screen.cursor.y == len(self.rows) - 1
 
-    async def show(self, text: str, style: str = "", name: str = "") -> None:
-        self.shown.append(f"{name}: {text}" if name else text)
-
-    async def read_line(self, prompt: str) -> str | None:
-        self.prompts.append(prompt)
-        return await self.typed.get()
-
-    async def type(self, *lines: str) -> list[str]:
-        """Type lines, after the first prompt; return what is shown until there is a prompt again."""
-        await eventually(lambda: self.prompts or self.ending.done())
-        shown, prompts = len(self.shown), len(self.prompts) + len(lines)
-        for line in lines:
-            self.typed.put_nowait(line)
-        await eventually(lambda: len(self.prompts) >= prompts or self.ending.done())
-        return self.shown[shown:]
+    async def type(self, text: str, *rows: str, cursor: int | None = None) -> None:
+        """Type something, and wait until the screen ends with these rows, and with the cursor in this column."""
+        for start in range(0, len(text), 1_000):  # as much as a pseudo-terminal takes at once
+            await asyncio.to_thread(os.write, self.master, text[start : start + 1_000].encode())
+        await self.shows(*rows, cursor=cursor)
 
     async def end(self) -> str:
-        """Return the sentence with which it ends by itself, an empty one if the user has left."""
+        """Return the sentence with which the chat ends by itself, an empty one if the user has left."""
         try:
             async with asyncio.timeout(TIMEOUT):
-                await self.ending
+                await self.chat
         except (ExceptionGroup, aiohttp.ClientError, OSError) as error:
             return client.why(error)
         return ""
 
+    def is_as_it_was(self) -> bool:
+        """Tell whether the shell gets the terminal as it was, with its prompt at the beginning of a line."""
+        is_plain = termios.tcgetattr(self.slave) == self.attributes and os.get_blocking(self.slave)
+        return is_plain and self.screen.cursor.x == 0 and not UNWANTED.search("\n".join(self.rows))
+
+
+def run_chat(stdin: Any, stdout: Any, url: URL, room: str | None, nick: str | None, **options: bool) -> Any:
+    """Run a chat in this process."""
+    given = argparse.Namespace(**{"room": room, "nick": nick, "verbose": False, "reconnect": False, **options})
+    return asyncio.create_task(client.run(client.Chat(client.Terminal(stdin, stdout), given), url))
+
+
+Start = Callable[..., Screen]
+StartBob = Callable[..., Awaitable[tuple[Member, Screen]]]
+
 
 @pytest.fixture
-async def start_chat() -> AsyncIterator[Callable[..., Chat]]:
-    """Start chats with `start_chat(url, room=None, nick=None, verbose=False, reconnect=False)`."""
-    chats = []
+async def start(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Start]:
+    """Start chats with `start(url, room=None, nick=None, verbose=False, reconnect=False, columns=60, rows=12)`."""
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "7")  # which is wrong, as in a test run
+    screens = []
 
-    def start(*arguments: Any, **options: Any) -> Chat:
-        chats.append(Chat(*arguments, **options))
-        return chats[-1]
+    def start(
+        url: URL, room: str | None = None, nick: str | None = None, columns: int = 60, rows: int = 12, **options: bool
+    ) -> Screen:
+        screens.append(screen := Screen(columns, rows))
+        screen.chat = run_chat(screen.stdin, screen.stdout, url, room, nick, **options)
+        return screen
 
     yield start
-    for chat in chats:
-        chat.ending.cancel()
-        await asyncio.gather(chat.ending, return_exceptions=True)
-
-
-StartChat = Callable[..., Chat]
+    for screen in screens:
+        screen.chat.cancel()
+        await asyncio.wait([screen.chat])
+        await eventually(screen.is_as_it_was)
+        asyncio.get_running_loop().remove_reader(screen.master)
+        os.close(screen.master)
+        screen.stdin.close()
+        screen.stdout.close()
 
 
 @pytest.fixture
@@ -105,6 +131,26 @@ async def url(aiohttp_server: Any) -> URL:
     """The address of a server in here."""
     url: URL = (await aiohttp_server(await init_app())).make_url("/")
     return url
+
+
+@pytest.fixture
+def start_bob(url: URL, join: Join, start: Start) -> StartBob:
+    """Let Amy in, and then Bob, who sits at a terminal: `amy, bob = await start_bob(columns=60, rows=12)`."""
+
+    async def start_bob(**options: int) -> tuple[Member, Screen]:
+        amy = await join(url, "Amy", "math")
+        bob = start(url / "chat", "math", "Bob", **options)
+        await bob.shows("@ * In math: Amy, Bob", "math Bob>")
+        await amy.catch_up()
+        return amy, bob
+
+    return start_bob
+
+
+async def say(member: Member, text: str) -> None:
+    """Say something; what the others have done meanwhile does not matter."""
+    await member.websocket.send_json({"action": "chat_message", "message": text})
+    await member.catch_up()
 
 
 async def serve(aiohttp_server: Any, *frames: str | bytes, autoclose: bool = True) -> URL:
@@ -128,59 +174,39 @@ async def serve(aiohttp_server: Any, *frames: str | bytes, autoclose: bool = Tru
     return url
 
 
-async def test_beginning(url: URL, join: Join, start_chat: StartChat) -> None:
+# The chat
+
+
+async def test_beginning(url: URL, join: Join, start: Start) -> None:
     """It joins the room, then sets the nick, then shows who is there."""
     amy = await join(url, "Amy", "math")
-    bob = start_chat(url / "chat", "math", "Bob")
-    await bob.type()
-    assert bob.shown == ["* You are now in math", "* You are now known as Bob", "* In math: Amy, Bob"]
-    assert bob.prompts == ["math Bob> "]
-    bob.typed.put_nowait(None)
-    assert await bob.end() == ""
-    joined, renamed, left = await amy.catch_up()
-    assert (joined["action"], joined["room"]) == ("joined", "math")
-    assert renamed == {"action": "nick_changed", "room": "math", "from_user": joined["user"], "to_user": "Bob"}
-    assert left == {"action": "left", "room": "math", "user": "Bob", "shame": False}
+    somebody = start(url / "chat", "math", "Amy")
+    await eventually(lambda: somebody.rows[-1].startswith("math User"))
+    user = somebody.rows[-1].removeprefix("math ").removesuffix(">")
+    refusal = "@ ! Nickname is already in use"
+    await somebody.shows("@ * You are now in math", refusal, f"@ * In math: Amy, {user}", f"math {user}>")
+    await somebody.type("/quit\n")
+    assert await somebody.end() == ""
+    joined, left = {"action": "joined", "room": "math"}, {"action": "left", "room": "math", "shame": False}
+    assert await amy.catch_up() == [{**joined, "user": user}, {**left, "user": user}]
+    for room in (None, "default"):
+        somebody = start(url / "chat", room)
+        await eventually(lambda: somebody.rows[-1].startswith("default User"))  # noqa: B023
+        assert len(somebody.rows) == 2
 
 
-@pytest.mark.parametrize("room", [None, "default"])
-async def test_beginning_without_a_room_and_a_nick(url: URL, start_chat: StartChat, room: str | None) -> None:
-    somebody = start_chat(url / "chat", room)
-    await somebody.type()
-    (prompt,) = somebody.prompts
-    user = prompt.removeprefix("default ").removesuffix("> ")
-    assert user.startswith("User")
-    assert somebody.shown == [f"* In default: {user}"]
-
-
-async def test_beginning_with_a_nick_that_is_in_use(url: URL, join: Join, start_chat: StartChat) -> None:
-    await join(url, "Bob", "math")
-    bob = start_chat(url / "chat", "math", "Bob")
-    await bob.type()
-    assert bob.shown[:2] == ["* You are now in math", "! Nickname is already in use"]
-    assert bob.shown[2].startswith("* In math: Bob, User")
-    assert bob.prompts[0].startswith("math User")
-
-
-async def test_notices(url: URL, join: Join, start_chat: StartChat) -> None:
-    bob = start_chat(url / "chat", "math", "Bob")
-    await bob.type()
+async def test_notices(url: URL, join: Join, start_bob: StartBob) -> None:
+    _, bob = await start_bob()
     carol = await join(url, room="math")
-    guest = carol.user
     await carol.ask(action="set_nick", nick="Carol")
     await say(carol, "hello")
     await carol.leave()
-    dan = await join(url, "Dan", "math")
-    dan.vanish()
-    await eventually(lambda: "shame" in bob.shown[-1])
-    assert bob.shown[3:] == [
-        f"* {guest} joined math",
-        f"* {guest} is now known as Carol",
-        "Carol: hello",
-        "* Carol left",
-        "* Dan joined math",
-        "* Dan left without a goodbye: shame!",
-    ]
+    (await join(url, "Dan", "math")).vanish()
+    await bob.shows(
+        *["@ * In math: Amy, Bob", f"@ * {carol.user} joined math", f"@ * {carol.user} is now known as Carol"],
+        *["@ Carol: hello", "@ * Carol left", "@ * Dan joined math", "@ * Dan left without a goodbye: shame!"],
+        "math Bob>",
+    )
 
 
 NICKNAME = "! A nickname has 1 to 32 printable characters"
@@ -202,35 +228,31 @@ COMMANDS = [
     ("/join", [ROOM]),
     ("/join  math ", ["! You are already in math"]),
     ("/join art", ["* You are now in art", "* In art: Carol, Robert Two"]),
-    ("x" * 66_000, ["! This is too long: 66041 bytes of 65536"]),
     ("/help", [f"* {row}" for row in client.HELP.splitlines()]),
 ]
 
 
-async def test_commands(url: URL, join: Join, start_chat: StartChat) -> None:
-    amy = await join(url, "Amy", "math")
+async def test_commands(url: URL, join: Join, start_bob: StartBob) -> None:
+    amy, bob = await start_bob(columns=80, rows=40)
     await join(url, "Carol", "art")
-    bob = start_chat(url / "chat", "math", "Bob")
-    await bob.type()
-    await amy.catch_up()
+    rows, prompt = bob.rows[:-1], "math Bob>"
     for line, shown in COMMANDS:
-        assert await bob.type(line) == shown
-    assert [*dict.fromkeys(bob.prompts)] == ["math Bob> ", "math Robert Two> ", "art Robert Two> "]
+        rows += [f"@ {row}" for row in shown]
+        prompt = prompt.replace("Bob", "Robert Two") if "/nick  " in line else prompt
+        prompt = prompt.replace("math", "art") if "art" in line and "join" in line else prompt
+        await bob.type(f"{line}\n", *rows, prompt)
     assert await amy.catch_up() == [
         {"action": "chat_message", "message": "hello", "user": "Bob"},
         {"action": "chat_message", "message": "/shrug", "user": "Bob"},
         {"action": "nick_changed", "room": "math", "from_user": "Bob", "to_user": "Robert Two"},
         {"action": "left", "room": "math", "user": "Robert Two", "shame": False},
     ]
-    bob.typed.put_nowait("/quit")
-    assert await bob.end() == ""
 
 
-async def test_verbose(url: URL, start_chat: StartChat) -> None:
-    bob = start_chat(url / "chat", "math", "Bob", verbose=True)
-    await bob.type()
-    assert '> {"action": "join_room", "room": "math"}' in bob.shown
-    assert """< '{"action": "join_room", "success": true, "message": ""}'""" in bob.shown
+async def test_verbose(url: URL, start: Start) -> None:
+    bob = start(url / "chat", "math", verbose=True, columns=80)
+    await eventually(lambda: """@ < '{"action": "join_room", "success": true, "message": ""}'""" in bob.rows)
+    assert '@ > {"action": "join_room", "room": "math"}' in bob.rows
 
 
 ODD_FRAMES: list[str | bytes] = [
@@ -242,168 +264,68 @@ ODD_FRAMES: list[str | bytes] = [
 ]
 
 
-async def test_odd_frames_are_skipped(aiohttp_server: Any, start_chat: StartChat) -> None:
+async def test_odd_frames_are_skipped(aiohttp_server: Any, start: Start) -> None:
     made_it = '{"action": "chat_message", "user": "Amy", "message": "made it"}'
-    bob = start_chat(await serve(aiohttp_server, *ODD_FRAMES, made_it))
-    await bob.type("go")
-    await eventually(lambda: len(bob.shown) == 3)
-    assert bob.shown == ["* In r: u, 5", "u: go", "Amy: made it"]
+    bob = start(await serve(aiohttp_server, *ODD_FRAMES, made_it))
+    await bob.type("go\n")
+    await bob.shows("@ * In r: u, 5", "@ u: go", "@ Amy: made it", "r u>")
 
 
-async def test_address_of_no_chat(url: URL, start_chat: StartChat) -> None:
-    assert await start_chat(url / "echo").end() == "this is a WebSocket, but not a chat"
-    assert (await start_chat(url).end()).startswith("this is not a WebSocket: HTTP 200")
-    assert (await start_chat(url / "nowhere").end()).startswith("this is not a WebSocket: HTTP 404")
+async def test_address_of_no_chat(url: URL, start: Start) -> None:
+    assert await start(url / "echo").end() == "this is a WebSocket, but not a chat"
+    assert (await start(url).end()).startswith("this is not a WebSocket: HTTP 200")
 
 
-async def test_server_that_does_not_respond(
-    aiohttp_server: Any, start_chat: StartChat, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_server_that_does_not_respond(aiohttp_server: Any, start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     """A late response would pass for the next one; what was said may be lost, and is shown."""
-    bob = start_chat(await serve(aiohttp_server))
-    await bob.type()
+    bob = start(await serve(aiohttp_server))
+    await bob.shows("r u>")
     monkeypatch.setattr(client, "RESPONSE_TIMEOUT", 0.01)
-    bob.typed.put_nowait("hello")
+    await bob.type("hello\n")
     assert await bob.end() == "no response; is the server running?"
-    assert bob.shown[1:] == ["! Maybe nobody has seen this: hello"]
+    await bob.shows("@ * In r: u, 5", "@ ! Maybe nobody has seen this: hello")
 
 
 async def test_server_that_does_not_respond_to_the_goodbye(
-    aiohttp_server: Any, start_chat: StartChat, monkeypatch: pytest.MonkeyPatch
+    aiohttp_server: Any, start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Who has left does not come back, not even with --reconnect."""
     monkeypatch.setattr(client, "GOODBYE_TIMEOUT", 0.1)
-    bob = start_chat(await serve(aiohttp_server, autoclose=False), reconnect=True)
-    await bob.type()
-    bob.typed.put_nowait("/quit")
+    bob = start(await serve(aiohttp_server, autoclose=False), reconnect=True)
+    await bob.type("/quit\n")
     assert await bob.end() == "no response; is the server running?"
 
 
-async def test_reconnect(
-    aiohttp_server: Any, join: Join, start_chat: StartChat, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_reconnect(aiohttp_server: Any, join: Join, start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     """It comes back to where it was, under the name that it had, and with what was typed meanwhile."""
     monkeypatch.setattr(client, "MIN_PAUSE", 0.01)
     first = await aiohttp_server(await init_app())
     port = first.port
-    bob, guest = (start_chat(first.make_url("/chat"), nick=nick, reconnect=True) for nick in ("Bob", None))
-    await bob.type("/join math")
-    await guest.type()
+    bob, guest = (start(first.make_url("/chat"), nick=nick, reconnect=True, columns=99) for nick in ("Bob", None))
+    await bob.type("/join math\n")
+    await bob.shows("@ * In math: Bob", "math Bob>")
+    await eventually(lambda: guest.rows[-1].startswith("default User"))
+    name = guest.rows[-1]
     await first.close()
-    await eventually(lambda: "0.04 s" in bob.shown[-1])
-    bob.typed.put_nowait("I am back")
-    assert "the server closed the connection (trying again in 0.01 s)" in bob.shown[-3]
-    assert "no response; is the server running? (trying again in 0.02 s)" in bob.shown[-2]
+    await eventually(lambda: "0.04 s" in bob.rows[-2])
+    await bob.type("I am back\n")
+    assert bob.rows[-4] == "@ ! the server closed the connection (trying again in 0.01 s)"
+    assert bob.rows[-3] == "@ ! no response; is the server running? (trying again in 0.02 s)"
     second = await aiohttp_server(await init_app(), port=port)
-    await eventually(lambda: bob.shown[-1] == "Bob: I am back")
-    assert bob.shown[-3:-1] == ["* You are now known as Bob", "* In math: Bob"]
-    await eventually(lambda: len(guest.prompts) == 2)
-    assert guest.prompts[0] == guest.prompts[1]
+    await bob.shows("@ * You are now known as Bob", "@ * In math: Bob", "@ Bob: I am back", "math Bob>")
+    await guest.shows(f"@ * In default: {name[8:-1]}", name)
     amy = await join(second.make_url("/"), "Amy", "math")
-    bob.ending.cancel()
+    bob.chat.cancel()
     assert await amy.hear() == {"action": "left", "room": "math", "user": "Bob", "shame": False}
 
 
-# What is on the screen
-
-
-class Screen:
-    """A screen and a keyboard, which a pseudo-terminal connects with a program."""
-
-    def __init__(self) -> None:
-        self.output = b""
-        self.master, self.slave = pty.openpty()
-        self.attributes = termios.tcgetattr(self.slave)
-        self.stdin, self.stdout = os.fdopen(self.slave, closefd=False), os.fdopen(self.slave, "w")
-        self.screen = pyte.Screen(60, 12)
-        self.stream = pyte.ByteStream(self.screen)
-        self.resize(60, 12)
-        asyncio.get_running_loop().add_reader(self.master, self.render)
-
-    def resize(self, columns: int, rows: int) -> None:
-        self.screen.resize(rows, columns)
-        fcntl.ioctl(self.slave, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
-        signal.raise_signal(signal.SIGWINCH)  # as the system does where a terminal is a process's own
-
-    def render(self) -> None:
-        data = os.read(self.master, 100_000)
-        self.output += data
-        self.stream.feed(data)
-
-    async def type(self, text: str, *rows: str, cursor: int | None = None) -> None:
-        """Type something, and wait until the screen ends with these rows, and with the cursor in this column."""
-        for start in range(0, len(text), 1_000):  # as much as a pseudo-terminal takes at once
-            await asyncio.to_thread(os.write, self.master, text[start : start + 1_000].encode())
-        await self.shows(*rows, cursor=cursor)
-
-    @property
-    def rows(self) -> list[str]:
-        """What the screen shows, without the empty rows at its end, and with @ for a time."""
-        rows = "\n".join(row.rstrip() for row in self.screen.display).rstrip("\n").split("\n")
-        return [re.sub(r"^\d\d:\d\d(?= )", "@", row) for row in rows]
-
-    async def shows(self, *rows: str, cursor: int | None = None) -> None:
-        """Wait until the screen ends with these rows, and with the cursor in this column."""
-
-        def state() -> tuple[list[str], int | None]:
-            return self.rows[len(self.rows) - len(rows) :], None if cursor is None else self.screen.cursor.x
-
-        with contextlib.suppress(TimeoutError):
-            await eventually(lambda: state() == (list(rows), cursor))
-        assert state() == (list(rows), cursor)
-        assert cursor is None or self.screen.cursor.y == len(self.rows) - 1
-
-    def is_as_it_was(self) -> bool:
-        """Tell whether the shell gets the terminal as it was, with its prompt at the beginning of a line."""
-        is_plain = termios.tcgetattr(self.slave) == self.attributes and os.get_blocking(self.slave)
-        return is_plain and self.screen.cursor.x == 0 and not UNWANTED.search("\n".join(self.rows))
-
-
-@pytest.fixture
-async def screen(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Screen]:
-    monkeypatch.setenv("TERM", "xterm")
-    monkeypatch.setenv("COLUMNS", "7")  # which is wrong, as in a test run
-    screen = Screen()
-    yield screen
-    asyncio.get_running_loop().remove_reader(screen.master)
-    os.close(screen.master)
-    screen.stdin.close()
-    screen.stdout.close()
-
-
-StartBob = Callable[..., Awaitable[tuple[Member, Screen]]]
-
-
-@pytest.fixture
-async def start_bob(url: URL, join: Join, screen: Screen) -> AsyncIterator[StartBob]:
-    """Let Amy in, and then Bob, who sits at a terminal: `amy, bob = await start_bob(columns=60, rows=12)`."""
-    async with contextlib.AsyncExitStack() as stack:
-
-        async def start(columns: int = 60, rows: int = 12) -> tuple[Member, Screen]:
-            amy = await join(url, "Amy", "math")
-            screen.resize(columns, rows)
-            await stack.enter_async_context(chatting(screen, url / "chat", "math", "Bob"))
-            await screen.shows("math Bob>")
-            await amy.catch_up()
-            return amy, screen
-
-        yield start
-    await eventually(screen.is_as_it_was)
-
-
-@contextlib.asynccontextmanager
-async def chatting(screen: Screen, *arguments: Any, **options: Any) -> AsyncIterator[asyncio.Task[None]]:
-    """Chat at a terminal, and say goodbye in the end."""
-    chat = run_chat(client.Terminal(screen.stdin, screen.stdout), *arguments, **options)
-    yield chat
-    chat.cancel()
-    await asyncio.wait([chat])
+# The screen and the keyboard
 
 
 @pytest.mark.parametrize(("columns", "rows"), [(60, 12), (30, 5)])
 async def test_half_typed_line_survives(start_bob: StartBob, columns: int, rows: int) -> None:
     """Whatever arrives is shown above it, and the cursor stays where it was."""
-    amy, bob = await start_bob(columns, rows)
+    amy, bob = await start_bob(columns=columns, rows=rows)
     await bob.type("half typed\x1b[D", "math Bob> half typed", cursor=19)
     for text in ["hi", "x" * 50, "日本語" * 10, "e\u0301" * 40, "\N{GRINNING FACE}" * 20, *map(str, range(10))]:
         await say(amy, text)
@@ -481,13 +403,12 @@ async def test_paste(start_bob: StartBob) -> None:
     assert [body["message"] for body in await amy.catch_up()] == ["one", "two", "three", text]
 
 
-async def test_names_that_are_too_long_for_the_prompt(url: URL, screen: Screen) -> None:
+async def test_names_that_are_too_long_for_the_prompt(url: URL, start: Start) -> None:
     """The prompt takes half of the screen at the most."""
     name = "\N{GRINNING FACE}" * 32
-    screen.resize(40, 12)
-    async with chatting(screen, url / "chat", name, name):
-        await screen.shows(name[:10])
-        await screen.type("half", f"{name[:10]}half")
+    bob = start(url / "chat", name, name, columns=40)
+    await bob.shows(name[:10])
+    await bob.type("half", f"{name[:10]}half")
 
 
 HOSTILE = [
@@ -527,13 +448,12 @@ async def test_colour(start_bob: StartBob) -> None:
     assert mark[1].fg != "default"
 
 
-async def test_terminal_that_can_do_nothing(url: URL, screen: Screen, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_terminal_that_can_do_nothing(url: URL, start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TERM", "dumb")
-    async with chatting(screen, url / "chat", nick="Bob"):
-        beginning = ["@ * You are now known as Bob", "@ * In default: Bob"]
-        await screen.shows(*beginning)
-        await screen.type("line\n", *beginning, "line", "@ Bob: line")
-        assert b"\x1b" not in screen.output
+    bob = start(url / "chat", nick="Bob")
+    await bob.shows("@ * You are now known as Bob", "@ * In default: Bob")
+    await bob.type("line\n", "@ * In default: Bob", "line", "@ Bob: line")
+    assert b"\x1b" not in bob.output
 
 
 async def test_paused_terminal(start_bob: StartBob) -> None:
@@ -551,31 +471,28 @@ async def test_paused_terminal(start_bob: StartBob) -> None:
 # How it ends
 
 
-async def test_half_typed_line_at_the_end(aiohttp_server: Any, screen: Screen, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_half_typed_line_at_the_end(aiohttp_server: Any, start: Start) -> None:
     """It is shown in full, so that it can be copied."""
     server = await aiohttp_server(await init_app())
-    async with chatting(screen, server.make_url("/chat"), nick="Bob") as chat:
-        await screen.shows("default Bob>")
-        typed = "half typed " * 10
-        await screen.type(typed)
-        await eventually(lambda: screen.rows[-1].endswith("half typed"))
-        await server.close()
-        with pytest.raises(ExceptionGroup) as caught:
-            await asyncio.wait_for(chat, TIMEOUT)
-    assert client.why(caught.value) == "the server closed the connection"
-    line = f"default Bob> {typed}"
-    await screen.shows(line[:60].rstrip(), line[60:120].rstrip(), line[120:].rstrip())
-    await eventually(screen.is_as_it_was)
+    bob = start(server.make_url("/chat"), nick="Bob")
+    await bob.shows("default Bob>")
+    await bob.type("half typed " * 10)
+    await eventually(lambda: bob.rows[-1].endswith("half typed"))
+    await server.close()
+    assert await bob.end() == "the server closed the connection"
+    line = "default Bob> " + "half typed " * 10
+    await bob.shows(line[:60].rstrip(), line[60:120].rstrip(), line[120:].rstrip())
 
 
 @pytest.mark.parametrize("key", ["\x04", "\x03"])
-async def test_key_that_ends_it(url: URL, join: Join, screen: Screen, key: str) -> None:
+async def test_key_that_ends_it(url: URL, join: Join, start: Start, key: str) -> None:
     """Here, the terminal is the process's own, and makes a signal of Ctrl+C."""
-    amy = await join(url, "Amy", "math")
-    command = sys.executable, "client.py", "--url", str(url / "chat"), "--room", "math", "--nick", "Bob"
+    amy, screen = await join(url, "Amy", "math"), start(url / "chat")
+    screen.chat.cancel()
+    await eventually(screen.is_as_it_was)
     streams: Any = {"stdin": screen.slave, "stdout": screen.slave, "stderr": screen.slave}
     process = await asyncio.create_subprocess_exec(
-        *command,
+        *(sys.executable, "client.py", "--url", str(url / "chat"), "--room", "math", "--nick", "Bob"),
         **streams,
         cwd=ROOT,
         start_new_session=True,
@@ -591,13 +508,12 @@ async def test_key_that_ends_it(url: URL, join: Join, screen: Screen, key: str) 
             process.kill()
         await process.wait()
     assert await amy.hear() == {"action": "left", "room": "math", "user": "Bob", "shame": False}
-    await eventually(screen.is_as_it_was)
 
 
 # Without a terminal
 
 
-async def test_pipe(url: URL, join: Join, start_script: StartScript) -> None:
+async def test_pipe(url: URL, join: Join, start_script: Callable[..., Awaitable[Script]]) -> None:
     """Plain lines, for others: no times and no colours."""
     amy = await join(url, "Amy", "lounge")
     script = await start_script("client.py", "--url", url / "chat", "--room", "lounge", "--nick", "Bob")
@@ -620,6 +536,6 @@ async def test_pipe(url: URL, join: Join, start_script: StartScript) -> None:
 async def test_files(url: URL, tmp_path: Path) -> None:
     (tmp_path / "in").write_bytes(b"one\ntwo")
     with (tmp_path / "in").open() as stdin, (tmp_path / "out").open("w", encoding="ascii") as stdout:
-        await asyncio.wait_for(run_chat(client.Terminal(stdin, stdout), url / "chat", nick="Zoë"), TIMEOUT)
+        await asyncio.wait_for(run_chat(stdin, stdout, url / "chat", None, "Zoë"), TIMEOUT)
     expected = [r"* You are now known as Zo\xeb", r"* In default: Zo\xeb", r"Zo\xeb: one", r"Zo\xeb: two"]
     assert (tmp_path / "out").read_text().splitlines() == expected

@@ -20,6 +20,7 @@ def script() -> str:
 
 async def test_sends_at_every_interval_and_shows_what_comes(run_main: RunMain, serve: Serve, output: Output) -> None:
     async def talk(websocket: web.WebSocketResponse, _: asyncio.Transport) -> None:
+        assert ">" in output()  # it has been flushed
         await websocket.send_str(ECHO)
         assert await websocket.receive_json(timeout=TIMEOUT) == {"message": "Hello world!"}
         await websocket.send_str("not JSON \x1b[2J\u202e é")

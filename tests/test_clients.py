@@ -154,17 +154,21 @@ async def test_end_in_a_busy_room(
 async def test_signal_is_a_goodbye(run_main: RunMain, serve: Serve, number: signal.Signals) -> None:
     """If it is not ignored, as SIGHUP is with `nohup`, and SIGINT in the background of a shell script."""
     close_codes = []
+    # In a moment, nothing but the signal wakes the event loop up.
+    sender = threading.Timer(0.02, signal.pthread_kill, (threading.get_ident(), number))
 
     async def talk(websocket: web.WebSocketResponse, _: asyncio.Transport) -> None:
-        # In a moment, nothing but the signal wakes the event loop up.
-        threading.Timer(0.02, signal.pthread_kill, (threading.get_ident(), number)).start()
+        sender.start()
         async for _message in websocket:
             pass
         close_codes.append(websocket.close_code)
 
     for other in SIGNALS - {number}:
         signal.signal(other, signal.SIG_IGN)
-    assert await run_main(await serve(talk)) == ""
+    try:
+        assert await run_main(await serve(talk)) == ""
+    finally:
+        sender.join()  # later, it would end the tests
     assert close_codes == [1000]
     assert {signal.getsignal(other) for other in SIGNALS - {number}} == {signal.SIG_IGN}
 

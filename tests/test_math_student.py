@@ -105,6 +105,12 @@ async def test_laughs_only_at_those_who_leave_without_a_goodbye(url: URL, join: 
         assert await alice.hear() == {"action": "chat_message", "message": laugh, "user": "MathStudent"}
 
 
+async def test_does_not_share_its_name(url: URL, join: Join, run_main: RunMain) -> None:
+    other = await join(url.origin(), nick="MathStudent", room="math")
+    assert await run_main(str(url)) == "URL: the server refuses: 'Nickname is already in use'"
+    assert [(await other.hear())["action"] for _ in range(2)] == ["joined", "left"]
+
+
 async def test_odd_values(run_main: RunMain, serve: Serve, output: Output) -> None:
     requests: list[Any] = []
     frames = '{"action": "set_nick", "success": true}', '{"action": "left", "room": "math", "user": 1, "shame": true}'

@@ -83,12 +83,13 @@ async def test_takes_the_next_name_that_is_free(url: URL, join: Join) -> None:
 async def test_odd_values(run_main: RunMain, serve: Serve, output: Output) -> None:
     requests: list[Any] = []
     users = {"action": "user_list", "success": True, "users": ["\x1b[2Jé", 7, None]}
-    frames = [{"action": "set_nick", "success": True}, users, say("\x1b[2JBobé", "6 * 7")]
+    said = {"action": "chat_message", "success": True, "message": "\x1bé"}
+    frames = [{"action": "set_nick", "success": True}, users, say("\x1b[2JBobé", "6 * 7"), said]
     assert await run_main(await serve(odd_chat(requests, *map(json.dumps, frames)))) == CLOSED
     assert [request["action"] for request in requests] == ["set_nick", "user_list", "chat_message"]
     assert requests[2]["message"] == "@\x1b[2JBobé: 42"
-    expected = "In the room are:\n  '\\x1b[2J\\xe9'\n  7\n  None\n'\\x1b[2JBob\\xe9': '6 * 7'\n"
-    assert output() == expected
+    lines = ["In the room are:", r"  '\x1b[2J\xe9'", "  7", "  None", r"'\x1b[2JBob\xe9': '6 * 7'", r"> '\x1b\xe9'"]
+    assert output().splitlines() == lines
 
 
 @pytest.mark.parametrize("script", ["examples/math_client.py", "examples/math_student.py"])

@@ -85,9 +85,12 @@ async def test_odd_values(run_main: RunMain, serve: Serve, output: Output) -> No
     users = {"action": "user_list", "success": True, "users": ["\x1b[2Jé", 7, None]}
     said = {"action": "chat_message", "success": True, "message": "\x1bé"}
     frames = [{"action": "set_nick", "success": True}, users, say("\x1b[2JBobé", "6 * 7"), said]
-    assert await run_main(await serve(odd_chat(requests, *map(json.dumps, frames)))) == CLOSED
-    assert [request["action"] for request in requests] == ["set_nick", "user_list", "chat_message"]
-    assert requests[2]["message"] == "@\x1b[2JBobé: 42"
+    assert await run_main(await serve(odd_chat(requests, *map(json.dumps, frames))), "--nick", "Euler") == CLOSED
+    assert requests == [
+        {"action": "set_nick", "nick": "Euler"},
+        {"action": "user_list", "room": "math"},
+        {"action": "chat_message", "message": "@\x1b[2JBobé: 42"},
+    ]
     lines = ["In the room are:", r"  '\x1b[2J\xe9'", "  7", "  None", r"'\x1b[2JBob\xe9': '6 * 7'", r"> '\x1b\xe9'"]
     assert output().splitlines() == lines
 

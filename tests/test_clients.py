@@ -177,10 +177,11 @@ async def test_goodbye_without_a_response(run_main: RunMain, serve: Serve) -> No
     """It is waited for even where messages come faster than they can be printed, but not for ever."""
 
     async def talk(websocket: web.WebSocketResponse, _: asyncio.Transport) -> None:
-        for number in itertools.count():  # until the client hangs up
-            await websocket.send_json({"action": "chat_message", "user": "Bob", "message": "Hello!"})
+        for turn in itertools.count():  # until the client hangs up
+            for _message in range(100):
+                await websocket.send_json({"action": "chat_message", "user": "Bob", "message": "Hello!"})
             await asyncio.sleep(0)
-            if number in (50, 100):  # the second one may not cut the goodbye short
+            if turn in (10, 20):  # the second one may not cut the goodbye short
                 signal.raise_signal(signal.SIGINT)
 
     assert await run_main(await serve(talk), GOODBYE_TIMEOUT=0.1) == NO_RESPONSE

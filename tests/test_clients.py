@@ -1,13 +1,15 @@
-"""What all clients have in common: how they end. Each runs as a process of its own, as people run it."""
+"""What all clients have in common: how they end. Most of it is seen in this process, where main() gets real signals."""
 
 import asyncio
 import contextlib
 import importlib
+import itertools
 import os
 import signal
 import socket
 import sys
-from collections.abc import Awaitable, Callable, Iterator
+import threading
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,34 +18,29 @@ from aiohttp import web
 from pytest_aiohttp import AiohttpServer
 
 from server import init_app
-from tests.conftest import TIMEOUT, Member, RawClient, Script
+from tests.conftest import TIMEOUT, Member, Script
 
-SCRIPTS = ["client_echo_example.py", "client.py", "examples/math_student.py", "examples/math_client.py"]
-pytestmark = pytest.mark.parametrize("script", SCRIPTS)
+# What each shows when it has entered, then of a text with an escape sequence, then of a sum; Amy says both.
+SCRIPTS = {
+    "client_echo_example.py": ("> {'message': 'Hello world!'}", r"\\u001b[2J \xe9", "6 * 7"),
+    "client.py": ("* In default: Amy, User", r"Amy: \x1b[2J é", "Amy: 6 * 7"),
+    "examples/math_student.py": ("'MathStudent': ", r"'Amy': '\x1b[2J \xe9'", "'Amy': '6 * 7'"),
+    "examples/math_client.py": ("  'MathBot'", r"'Amy': '\x1b[2J \xe9'", "> '@Amy: 42'"),
+}
+SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
+NO_RESPONSE = "URL: no response; is the server running?"
+CLOSED = "URL: the server closed the connection"
 
-Start = Callable[..., Awaitable[Script]]
 Talk = Callable[[web.WebSocketResponse, asyncio.Transport], Awaitable[None]]
 Serve = Callable[[Talk], Awaitable[str]]
-RunMain = Callable[..., Awaitable[str]]
-
-NO_RESPONSE = "no response; is the server running?"
-CLOSED = "the server closed the connection"
+RunMain = Callable[..., Coroutine[Any, Any, str]]
+Output = Callable[[], str]
 
 
-@pytest.fixture
-def start(script: str, start_script: Start) -> Start:
-    """Start the script with `await start(url, HANDSHAKE_TIMEOUT=0.1)`, which sets constants of its module."""
-
-    async def start(url: str, shell: str = "", redirect: str = "", **constants: float) -> Script:
-        module = script.removesuffix(".py").replace("/", ".")
-        settings = "; ".join(f"script.{name} = {value}" for name, value in constants.items())
-        code = f"import asyncio, {module} as script; {settings}; asyncio.run(script.main())"
-        # aioconsole leaves the standard streams open, which would be a ResourceWarning.
-        warnings = "ignore::ResourceWarning" if script == "client.py" else "error"
-        surroundings = {"shell": shell, "redirect": redirect, "warnings": warnings}
-        return await start_script(*(["-c", code] if constants else [script]), "--url", url, **surroundings)
-
-    return start
+@pytest.fixture(params=SCRIPTS)
+def script(request: pytest.FixtureRequest) -> str:
+    """The path of the script that is tested."""
+    return str(request.param)
 
 
 @pytest.fixture
@@ -69,111 +66,80 @@ def serve(aiohttp_server: AiohttpServer) -> Serve:
 
 
 @pytest.fixture
-def run_main(script: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[RunMain]:
-    """Run the script's main() in this process until it fails; `await run_main(url)` returns its sentence.
+def output(tmp_path: Path) -> Output:
+    """Return what run_main has printed and flushed."""
+    return (tmp_path / "output").read_text
 
-    To start a process takes longer than most of these tests.
+
+@pytest.fixture
+def run_main(script: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[RunMain]:
+    """Run the script with `await run_main(url, "--nick", "Bob", INTERVAL=0.1)`, which sets a constant of its module.
+
+    Return the sentence (with URL for the URL) or the code with which it fails, and nothing if it does not. Signals do
+    what it says, or nothing.
     """
     module = importlib.import_module(script.removesuffix(".py").replace("/", "."))
+    handlers = {number: signal.signal(number, lambda *_: None) for number in SIGNALS}
     reading, writing = os.pipe()  # nothing is ever typed
     with open(reading) as stdin, open(writing, "w"), (tmp_path / "output").open("w", encoding="ascii") as stdout:
 
-        async def run_main(url: str, **constants: float) -> str:
+        async def run_main(url: str, *options: str, stdout: Any = stdout, **constants: float) -> str:
+            sentence = ""
             with monkeypatch.context() as patch:
-                patch.setattr(signal, "signal", lambda number, handler: None)
-                patch.setattr(sys, "argv", [script, "--url", url])
+                patch.setattr(sys, "argv", [script, "--url", url, *options])
                 patch.setattr(sys, "stdin", stdin)
                 patch.setattr(sys, "stdout", stdout)
                 for name, value in constants.items():
                     patch.setattr(module, name, value)
-                async with asyncio.timeout(TIMEOUT):
-                    with pytest.raises(SystemExit) as caught:
+                async with asyncio.timeout(TIMEOUT) as limit:
+                    try:
                         await module.main()
-            stdout.flush()
-            return str(caught.value.code).removeprefix(f"{url}: ")
+                    except SystemExit as end:
+                        sentence = str(end.code or "")
+            assert not limit.expired()  # it takes that for a signal
+            return sentence.replace(url, "URL", 1)
 
         yield run_main
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
 
 
-async def fails(script: Script, url: str) -> str:
-    """Wait until it ends, which it has to do with one sentence about the URL; return the rest of the sentence."""
-    code, _, errors = await script.end()
-    assert (code, errors.count("\n")) == (1, 1), errors
-    assert errors.startswith(f"{url}: ")
-    return errors.removeprefix(f"{url}: ").removesuffix("\n")
-
-
-@pytest.mark.parametrize(
-    ("signals", "shell"),
-    [
-        ([signal.SIGHUP], ""),
-        ([signal.SIGTERM], "trap '' INT;"),  # as a shell script starts what it runs in the background
-    ],
-)
-async def test_signal_is_a_goodbye(start: Start, serve: Serve, signals: list[signal.Signals], shell: str) -> None:
-    arrived, close_code = asyncio.Event(), asyncio.get_running_loop().create_future()
-
-    async def talk(websocket: web.WebSocketResponse, _: asyncio.Transport) -> None:
-        arrived.set()
-        async for _message in websocket:
-            pass
-        close_code.set_result(websocket.close_code)
-
-    script = await start(await serve(talk), shell)
-    await asyncio.wait_for(arrived.wait(), TIMEOUT)
-    for number in signals:
-        script.process.send_signal(number)
-    code, _, errors = await script.end()
-    assert (code, errors) == (0, "")
-    assert await asyncio.wait_for(close_code, TIMEOUT) == 1000
-
-
-async def test_signal_that_is_ignored(start: Start, serve: Serve) -> None:
-    """With `nohup`, a program goes on when its window is closed."""
-    arrived, heard = asyncio.Event(), asyncio.Event()
-
-    async def talk(websocket: web.WebSocketResponse, _: asyncio.Transport) -> None:
-        arrived.set()
-        await websocket.ping()
-        while (await websocket.receive()).type is not web.WSMsgType.CLOSE:
-            pass
-        heard.set()
-
-    script = await start(await serve(talk), "trap '' HUP;")
-    await asyncio.wait_for(arrived.wait(), TIMEOUT)
-    script.process.send_signal(signal.SIGHUP)
-    with pytest.raises(TimeoutError):
-        await asyncio.wait_for(heard.wait(), 0.3)
-    script.process.send_signal(signal.SIGTERM)
-    code, _, errors = await script.end()
-    assert (code, errors) == (0, "")
-
-
-async def test_goodbye_in_a_busy_room(
+@pytest.mark.parametrize("way", ["Ctrl+C", "broken pipe"])
+async def test_end_in_a_busy_room(
     script: str,
-    start: Start,
+    way: str,
+    start_script: Callable[..., Awaitable[Script]],
     aiohttp_server: AiohttpServer,
     join: Callable[..., Awaitable[Member]],
-    connect_raw: Callable[..., Awaitable[RawClient]],
 ) -> None:
+    """As a process: only there it is seen what the interpreter says in the end."""
     url = (await aiohttp_server(await init_app())).make_url("/")
-    room = "math" if "math" in script else "default"
-    bob = await connect_raw(url)
-    bob.writer.write(RawClient.text(action="join_room", room=room))
-    amy = await join(url, nick="Amy")
-    await amy.ask(action="join_room", room=room)
+    amy = await join(url, nick="Amy", room="math" if "math" in script else None)
+    client = await start_script(script, "--url", url / "chat")
+
+    async def say(text: str) -> None:
+        await amy.websocket.send_json({"action": "chat_message", "message": text})
 
     async def talk() -> None:
         while True:
-            bob.writer.write(RawClient.text(action="chat_message", message="Hello!"))
-            await bob.reader.read(1000)
+            await say("Hello!")
             await asyncio.sleep(0.0005)
 
+    async def shows(text: str) -> None:
+        async with asyncio.timeout(TIMEOUT):
+            while text not in (line := await client.line()):
+                assert line
+
+    for shown, text in zip(SCRIPTS[script], ["\x1b[2J é", "6 * 7", "Hi!"], strict=True):
+        await shows(shown)  # nothing follows that would flush it
+        await say(text)
     talking = asyncio.create_task(talk())
-    client = await start(f"{url}chat")
-    assert await client.line()
-    for _ in range(2):  # `timeout` signals a group of processes, in which uv passes its own signal on
-        client.process.send_signal(signal.SIGINT)
+    await shows("Hello!")
+    if way == "Ctrl+C":
+        for _ in range(2):  # `timeout` signals a group of processes, in which uv passes its own signal on
+            client.process.send_signal(signal.SIGINT)
+    else:
+        client.process._transport.get_pipe_transport(1).close()  # type: ignore[attr-defined]
     ending = asyncio.create_task(client.end())
     async with asyncio.timeout(TIMEOUT):
         while (body := await amy.hear())["action"] != "left":
@@ -181,41 +147,59 @@ async def test_goodbye_in_a_busy_room(
     talking.cancel()
     assert body["shame"] is False
     code, _, errors = await ending
-    assert (code, errors) == (0, "")
+    assert (code, errors) == ((0, "") if way == "Ctrl+C" else (1, f"{url / 'chat'}: [Errno 32] Broken pipe\n"))
 
 
-async def test_goodbye_without_a_response(start: Start, serve: Serve) -> None:
-    """It is waited for even where messages come faster than they can be printed, but not for ever."""
-    arrived = asyncio.Event()
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+async def test_signal_is_a_goodbye(run_main: RunMain, serve: Serve, number: signal.Signals) -> None:
+    """If it is not ignored, as SIGHUP is with `nohup`, and SIGINT in the background of a shell script."""
+    close_codes = []
+    # In a moment, nothing but the signal wakes the event loop up.
+    sender = threading.Timer(0.02, signal.pthread_kill, (threading.get_ident(), number))
 
     async def talk(websocket: web.WebSocketResponse, _: asyncio.Transport) -> None:
-        arrived.set()
-        while True:  # until the client hangs up
-            await websocket.send_json({"action": "chat_message", "user": "Bob", "message": "Hello!"})
+        sender.start()
+        async for _message in websocket:
+            pass
+        close_codes.append(websocket.close_code)
+
+    for other in SIGNALS - {number}:
+        signal.signal(other, signal.SIG_IGN)
+    try:
+        assert await run_main(await serve(talk)) == ""
+    finally:
+        sender.join()  # later, it would end the tests
+    assert close_codes == [1000]
+    assert {signal.getsignal(other) for other in SIGNALS - {number}} == {signal.SIG_IGN}
+
+
+async def test_goodbye_without_a_response(run_main: RunMain, serve: Serve) -> None:
+    """It is waited for even where messages come faster than they can be printed, but not for ever."""
+
+    async def talk(websocket: web.WebSocketResponse, _: asyncio.Transport) -> None:
+        for turn in itertools.count():  # until the client hangs up
+            for _message in range(100):
+                await websocket.send_json({"action": "chat_message", "user": "Bob", "message": "Hello!"})
             await asyncio.sleep(0)
+            if turn in (10, 20):  # the second one may not cut the goodbye short
+                signal.raise_signal(signal.SIGINT)
 
-    url = await serve(talk)
-    script = await start(url, redirect="> /dev/null", GOODBYE_TIMEOUT=0.5)
-    await asyncio.wait_for(arrived.wait(), TIMEOUT)
-    script.process.send_signal(signal.SIGINT)
-    await asyncio.sleep(0.05)
-    script.process.send_signal(signal.SIGINT)  # may not cut the goodbye short
-    assert await fails(script, url) == NO_RESPONSE
+    assert await run_main(await serve(talk), GOODBYE_TIMEOUT=0.1) == NO_RESPONSE
 
 
-async def test_signal_during_the_handshake(start: Start) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
+async def test_handshake_without_a_response(run_main: RunMain) -> None:
+    with socket.socket() as listener:
         listener.setblocking(False)
-        script = await start(f"ws://127.0.0.1:{listener.getsockname()[1]}/")
+        listener.bind(("127.0.0.1", 0))
+        url = f"ws://localhost:{listener.getsockname()[1]}/chat"
+        assert await run_main(url) == NO_RESPONSE
+        listener.listen()  # now the system connects, and nobody is there
+        running = asyncio.create_task(run_main(url))
         connection, _ = await asyncio.wait_for(asyncio.get_running_loop().sock_accept(listener), TIMEOUT)
         with connection:
-            script.process.send_signal(signal.SIGTERM)
-            assert await script.end() == (0, "", "")
-
-
-async def test_server_that_does_not_respond_to_the_handshake(run_main: RunMain) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as listener:  # the system connects, and nobody is there
-        assert await run_main(f"ws://127.0.0.1:{listener.getsockname()[1]}/", HANDSHAKE_TIMEOUT=0.1) == NO_RESPONSE
+            signal.raise_signal(signal.SIGTERM)
+            assert await running == ""
+        assert await run_main(url, HANDSHAKE_TIMEOUT=0.05) == NO_RESPONSE
 
 
 @pytest.mark.parametrize(
@@ -240,40 +224,21 @@ async def test_address_of_something_else(run_main: RunMain, aiohttp_server: Aioh
     assert "404" in await run_main(str((await aiohttp_server(web.Application())).make_url("/chat")))
 
 
-async def test_address_of_nothing(run_main: RunMain) -> None:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))  # and nobody listens
-        assert await run_main(f"ws://localhost:{taken.getsockname()[1]}/chat") == NO_RESPONSE
-
-
-@pytest.mark.parametrize("url", ["localhost:8080", "nonsense", "http://[::1", "//localhost", "ftp://localhost"])
+@pytest.mark.parametrize("url", ["localhost:8080", "//localhost", "ftp://localhost", "http://[::1", "ws://"])
 async def test_address_that_is_none(run_main: RunMain, url: str, capsys: Any) -> None:
     assert await run_main(url) == "2"  # argparse has said why
     assert repr(url) in capsys.readouterr().err
 
 
-async def test_output_that_takes_only_ascii(run_main: RunMain, serve: Serve, tmp_path: Path) -> None:
+async def test_output_that_takes_only_ascii_or_nothing(
+    script: str, run_main: RunMain, serve: Serve, output: Output
+) -> None:
     async def talk(websocket: web.WebSocketResponse, _: asyncio.Transport) -> None:
         await websocket.send_str('{"action": "chat_message", "user": "Zoë", "message": "1 + 1"}')
         await websocket.close()
 
-    assert await run_main(await serve(talk)) == CLOSED
-    assert r"Zo\xeb" in (tmp_path / "output").read_text()
-
-
-@pytest.mark.parametrize("output", ["closed", "broken"])
-async def test_output_that_nobody_reads(start: Start, serve: Serve, output: str) -> None:
-    ready = asyncio.Event()
-
-    async def talk(websocket: web.WebSocketResponse, _: asyncio.Transport) -> None:
-        await asyncio.wait_for(ready.wait(), TIMEOUT)
-        await websocket.send_str('{"action": "chat_message", "user": "Bob", "message": "1 + 1"}')
-        await websocket.close()
-
     url = await serve(talk)
-    process = await start(url, redirect=">&-" if output == "closed" else "")
-    if output == "broken":
-        process.process._transport.get_pipe_transport(1).close()  # type: ignore[attr-defined]
-    ready.set()
-    code, _, errors = await process.end()
-    assert (code, errors.count("\n")) == (1, 1), errors
+    assert await run_main(url) == CLOSED
+    assert r"Zo\xeb" in output()
+    needed = "The chat needs a standard input and output; /dev/null will do."
+    assert await run_main(url, stdout=None) == (needed if script == "client.py" else CLOSED)

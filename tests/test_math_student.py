@@ -3,8 +3,6 @@
 import asyncio
 import importlib
 import re
-import signal
-import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any
@@ -15,7 +13,10 @@ from pytest_aiohttp import AiohttpServer
 from yarl import URL
 
 from server import init_app
-from tests.conftest import TIMEOUT, Member, Script
+from tests.conftest import TIMEOUT, Member
+from tests.test_clients import CLOSED, Output, RunMain, Serve, Talk, output, run_main, serve
+
+__all__ = ["output", "run_main", "serve"]  # the fixtures
 
 math_student: Any = importlib.import_module("examples.math_student")
 
@@ -40,28 +41,23 @@ async def running(bot: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
         await task
 
 
-async def fails(bot: Coroutine[Any, Any, None]) -> BaseException:
-    """Return the error with which a bot ends."""
-    with pytest.raises(ExceptionGroup) as raised:
-        await asyncio.wait_for(bot, TIMEOUT)
-    return raised.value.exceptions[0]
+def odd_chat(requests: list[Any], *frames: str) -> Talk:
+    """Return a server's side: it sends odd values and some frames, and notes three requests before it leaves."""
 
-
-async def odd_chat(aiohttp_server: AiohttpServer, requests: list[Any], *frames: str) -> URL:
-    """Start a server that sends odd values and some frames, and goes after four requests, which it notes."""
-
-    async def chat(request: web.Request) -> web.WebSocketResponse:
-        websocket = web.WebSocketResponse()
-        await websocket.prepare(request)
+    async def talk(websocket: web.WebSocketResponse, _: asyncio.Transport) -> None:
         for frame in [*ODD_FRAMES, *frames]:
             await websocket.send_str(frame)
-        while len(requests) < 4:
-            requests.append(await websocket.receive_json(timeout=TIMEOUT))
-        return websocket
+        async for message in websocket:
+            requests.append(message.json())
+            if len(requests) == 3:
+                await websocket.close()
 
-    app = web.Application()
-    app.router.add_get("/chat", chat)
-    return URL((await aiohttp_server(app)).make_url("/chat"))
+    return talk
+
+
+@pytest.fixture
+def script() -> str:
+    return "examples/math_student.py"
 
 
 @pytest.fixture
@@ -84,18 +80,6 @@ async def hear_sum(member: Member) -> str:
     assert body == {"action": "chat_message", "message": body["message"], "user": "MathStudent"}
     assert re.fullmatch(r"[0-9]{1,2} [-+*/] [0-9]{1,2}", body["message"])
     return str(body["message"])
-
-
-async def test_as_a_process(url: URL, join: Join, start_script: Callable[..., Awaitable[Script]]) -> None:
-    alice = await join(url.origin(), nick="Alice", room="math")
-    student = await start_script("examples/math_student.py", "--url", url)
-    await see_enter(alice, "MathStudent")
-    assert await student.line() == f"'MathStudent': {await hear_sum(alice)!r}\n"
-    await alice.ask(action="chat_message", message="\x1b[2J\x9b\u202e\n\ud800 é")
-    assert await student.line() == r"'Alice': '\x1b[2J\x9b\u202e\n\ud800 \xe9'" + "\n"
-    student.process.send_signal(signal.SIGINT)
-    assert await alice.hear() == {"action": "left", "room": "math", "user": "MathStudent", "shame": False}
-    assert await student.end() == (0, "", "")
 
 
 async def test_asks_at_once_and_again_at_every_interval(url: URL, join: Join) -> None:
@@ -121,26 +105,22 @@ async def test_laughs_only_at_those_who_leave_without_a_goodbye(url: URL, join: 
         assert await alice.hear() == {"action": "chat_message", "message": laugh, "user": "MathStudent"}
 
 
-async def test_does_not_share_its_name(url: URL, join: Join, capsys: pytest.CaptureFixture[str]) -> None:
+async def test_does_not_share_its_name(url: URL, join: Join, run_main: RunMain) -> None:
     other = await join(url.origin(), nick="MathStudent", room="math")
-    error = await fails(math_student.run(url, NEVER))
-    assert str(error) == "the server refuses: 'Nickname is already in use'"
+    assert await run_main(str(url)) == "URL: the server refuses: 'Nickname is already in use'"
     assert [(await other.hear())["action"] for _ in range(2)] == ["joined", "left"]
-    assert capsys.readouterr().out == ""
 
 
-async def test_odd_values(aiohttp_server: AiohttpServer, capsys: pytest.CaptureFixture[str]) -> None:
+async def test_odd_values(run_main: RunMain, serve: Serve, output: Output) -> None:
     requests: list[Any] = []
     frames = '{"action": "set_nick", "success": true}', '{"action": "left", "room": "math", "user": 1, "shame": true}'
-    await math_student.run(await odd_chat(aiohttp_server, requests, *frames), NEVER)
-    assert [request["action"] for request in requests] == ["join_room", "set_nick", "chat_message", "chat_message"]
-    assert requests[3]["message"] == "Ha ha, 1 left without a goodbye!"
-    assert capsys.readouterr().out == "'odd': ['1 + 1']\n'odd': 2\n"
+    assert await run_main(await serve(odd_chat(requests, *frames))) == CLOSED
+    assert [request["action"] for request in requests] == ["set_nick", "chat_message", "chat_message"]
+    assert requests[2]["message"] == "Ha ha, 1 left without a goodbye!"
+    assert output() == "'odd': ['1 + 1']\n'odd': 2\n"
 
 
 @pytest.mark.parametrize("interval", ["0", "nan"])
-async def test_asks_for_an_interval_that_passes(interval: str, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
-    monkeypatch.setattr(sys, "argv", ["math_student.py", "--interval", interval])
-    with pytest.raises(SystemExit, match="2"):
-        await math_student.main()
+async def test_asks_for_an_interval_that_passes(run_main: RunMain, interval: str, capsys: Any) -> None:
+    assert await run_main("ws://localhost/chat", "--interval", interval) == "2"
     assert capsys.readouterr().err.endswith("the interval has to be more than 0 seconds\n")

@@ -7,6 +7,7 @@ import logging
 import random
 import re
 import socket
+import struct
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -331,14 +332,12 @@ async def test_close_code(chat: Chat, last_frame: bytes, code: int) -> None:
 
 async def test_goodbye(chat: Chat) -> None:
     """Who says it may hang up at once: what was said before has arrived, and the goodbye counts."""
-    witness = await chat.join()
-    for payload, count in ((b"", 0), ((1000).to_bytes(2), 1000), ((1006).to_bytes(2), 1), (b"\x13\x87bye", 20)):
-        raw, user = await chat.connect()
-        messages = [str(number) for number in range(count)]
-        requests = [raw.text(action="chat_message", message=message) for message in messages]
-        raw.writer.write(b"".join(requests) + raw.frame(8, payload))
-        raw.writer.close()
-        await see_visit(witness, user, *messages, shame=False)
+    witness, (raw, user) = await chat.join(), await chat.connect()
+    messages = [str(number) for number in range(1000)]
+    requests = [raw.text(action="chat_message", message=message) for message in messages]
+    raw.writer.write(b"".join(requests) + raw.frame(8, b""))
+    raw.writer.close()
+    await see_visit(witness, user, *messages, shame=False)
 
 
 async def test_no_goodbye(chat: Chat) -> None:
@@ -348,6 +347,20 @@ async def test_no_goodbye(chat: Chat) -> None:
         raw.writer.transport.abort() if is_reset else raw.writer.write_eof()
         await see_visit(witness, user, shame=True)
     assert chat.who() == {"default": [witness.user]}
+
+
+async def test_goodbye_before_a_reset(chat: Chat) -> None:
+    """A write meets the reset before the server has read the goodbye: it counts, and so does what was said before."""
+    witness = await chat.join()
+    plain = socket.create_connection((chat.url.host, chat.url.port))
+    plain.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # closing is a reset
+    plain.sendall(request("chat", HANDSHAKE))
+    await eventually(lambda: len(chat.who()["default"]) == 2)
+    (user,) = {*chat.who()["default"]} - {witness.user}
+    plain.sendall(RawClient.text(action="chat_message", message="last") + RawClient.frame(8, b""))
+    plain.close()
+    chat.app["websockets"]["default"][user].send(utils.encode("what meets the reset"))
+    await see_visit(witness, user, "last", shame=False)
 
 
 async def test_pings(chat: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -379,8 +392,11 @@ async def test_nothing_follows_a_close_frame(chat: Chat, monkeypatch: pytest.Mon
 # A client that does not read, at the end of its connection
 
 
+Stalled = tuple[RawClient, asyncio.Transport]
+
+
 @pytest.fixture
-async def stalled(chat: Chat, monkeypatch: pytest.MonkeyPatch) -> tuple[RawClient, asyncio.Transport]:
+async def stalled(chat: Chat, monkeypatch: pytest.MonkeyPatch) -> Stalled:
     """A member with 100,000 bytes of unread confirmations, and the server's end of its connection."""
     monkeypatch.setattr(utils, "CLOSE_TIMEOUT", 0.2)
     monkeypatch.setattr(utils, "MAX_BACKLOG", 200_000)
@@ -399,9 +415,7 @@ def is_gone(transport: asyncio.Transport) -> bool:
 
 
 @pytest.mark.parametrize("last_frame", [RawClient.frame(8, b""), RawClient.frame(3, b"broken")])
-async def test_end_of_a_client_that_does_not_read(
-    chat: Chat, stalled: tuple[RawClient, asyncio.Transport], last_frame: bytes
-) -> None:
+async def test_end_of_a_client_that_does_not_read(chat: Chat, stalled: Stalled, last_frame: bytes) -> None:
     """It has left at once, and what it will never read does not stay in memory."""
     raw, transport = stalled
     raw.writer.write(last_frame)
@@ -409,7 +423,7 @@ async def test_end_of_a_client_that_does_not_read(
     await eventually(lambda: is_gone(transport))
 
 
-async def test_nothing_counts_that_comes_after_a_drop(chat: Chat, stalled: tuple[RawClient, asyncio.Transport]) -> None:
+async def test_nothing_counts_that_comes_after_a_drop(chat: Chat, stalled: Stalled) -> None:
     """Neither what a member said before it was dropped, if the server reads it only then, nor its goodbye."""
     witness, (raw, transport) = await chat.join(), stalled
     message = raw.text(action="chat_message", message="x" * 10_000)
@@ -429,9 +443,7 @@ async def test_nothing_counts_that_comes_after_a_drop(chat: Chat, stalled: tuple
     assert await witness.catch_up() == []
 
 
-async def test_shutdown_with_a_client_that_does_not_read(
-    chat: Chat, stalled: tuple[RawClient, asyncio.Transport]
-) -> None:
+async def test_shutdown_with_a_client_that_does_not_read(chat: Chat, stalled: Stalled) -> None:
     _, transport = stalled
     # It gets two seconds; the rest is patience with a busy machine.
     await asyncio.wait_for(chat.app.shutdown(), 8)
@@ -442,17 +454,22 @@ async def test_shutdown_with_a_client_that_does_not_read(
 
 
 HANDSHAKE = {"Upgrade": "websocket", "Connection": "Upgrade", "Sec-WebSocket-Key": "A" * 22 + "=="}
-HANDSHAKE |= {"Sec-WebSocket-Version": "13"}
+HANDSHAKE |= {"Sec-WebSocket-Version": "13", "Sec-WebSocket-Extensions": "permessage-deflate"}
 
 
-async def respond(chat: Chat, path: str, headers: dict[str, str], method: str = "GET") -> str:
-    """Send a request, byte for byte, and return the whole response: after a handshake, its headers."""
+def request(path: str, headers: dict[str, str], method: str = "GET") -> bytes:
+    """Return a request, byte for byte."""
+    lines = [f"{name}: {value}" for name, value in ({"Host": "localhost"} | headers).items()]
+    return "\r\n".join([f"{method} /{path} HTTP/1.1", *lines, "", ""]).encode("latin-1")
+
+
+async def respond(chat: Chat, request: bytes) -> str:
+    """Send a request and return the whole response: after a handshake, its headers."""
     reader, writer = await asyncio.open_connection(chat.url.host, chat.url.port)
-    lines = [f"{method} /{path} HTTP/1.1", *(f"{name}: {value}" for name, value in headers.items())]
-    writer.write("\r\n".join([*lines, "", ""]).encode("latin-1"))
+    writer.write(request)
     async with asyncio.timeout(TIMEOUT):
         response = await reader.readuntil(b"\r\n\r\n")
-        if (size := re.search(rb"Content-Length: (\d+)", response)) and method != "HEAD":
+        if (size := re.search(rb"Content-Length: (\d+)", response)) and not request.startswith(b"HEAD"):
             response += await reader.readexactly(int(size[1]))
     writer.close()
     return response.decode()
@@ -461,45 +478,39 @@ async def respond(chat: Chat, path: str, headers: dict[str, str], method: str = 
 @pytest.mark.parametrize("path", ["echo", "chat"])
 async def test_no_handshake(chat: Chat, path: str) -> None:
     """A browser, for example, that somebody has pointed at the address, and clients that are wrong."""
-    response = await respond(chat, path, {"Host": "localhost"})
+    response = await respond(chat, request(path, {}))
     headers, text = response.split("\r\n\r\n")
     assert headers.startswith("HTTP/1.1 426 Upgrade Required\r\n")
     assert {"Upgrade: websocket", "Connection: Upgrade", "Sec-WebSocket-Version: 13"} <= set(headers.split("\r\n"))
     assert len(text.split()) > 3
     for name, value in (("Key", "\xff" * 24), ("Key", ""), ("Key", "short"), ("Version", "99")):
-        response = await respond(chat, path, {"Host": "localhost", **HANDSHAKE, f"Sec-WebSocket-{name}": value})
+        response = await respond(chat, request(path, {**HANDSHAKE, f"Sec-WebSocket-{name}": value}))
         assert re.match(r"HTTP/1\.1 4(00|26) ", response)
-    assert re.match("HTTP/1.1 426 ", await respond(chat, path, {"Host": "localhost", **HANDSHAKE}, "HEAD"))
+    assert re.match("HTTP/1.1 426 ", await respond(chat, request(path, HANDSHAKE, "HEAD")))
     assert chat.who() == {}
 
 
-OWN_NAME = socket.gethostname()
+NAME = socket.gethostname()
+OWN = [
+    "http://127.0.0.1:8080",
+    "http://[::1]:8080",
+    "HTTP://LOCALHOST:8080",
+    f"http://{NAME}:8080",
+    f"http://{NAME}.local",
+]
+# A proxy may add the port.
 OWN_PAGES = [
-    ("http://127.0.0.1:8080", "127.0.0.1:8080"),
-    ("https://[::1]", "[::1]:443"),  # a proxy may add the port
-    ("http://[::1]:8080", "[::1]:8080"),
-    ("HTTP://LOCALHOST:8080", "localhost:8080"),
     ("http://192.168.1.7", "192.168.1.7:80"),
-    (f"http://{OWN_NAME}:8080", f"{OWN_NAME}:8080"),
-    (f"http://{OWN_NAME}.local", f"{OWN_NAME}.local"),
-    ("https://one.example", "chat.example"),
-    ("https://two.example:8443", "two.example:8443"),
+    ("https://[::1]", "[::1]:443"),
+    ("https://one.example", "x.example"),
 ]
-OTHER_PAGES = [
-    ("http://evil.example", "127.0.0.1:8080"),
-    ("null", "127.0.0.1:8080"),
-    ("http://127.0.0.1:1", "127.0.0.1:8080"),
-    ("http://", "127.0.0.1:8080"),
-    ("ftp://localhost", "localhost"),
-    ("http://localhost/", "localhost"),
-    ("http://localhost.evil.example", "localhost"),
-    ("http://attacker.example", "attacker.example"),  # whose name leads to this machine: DNS rebinding
-    ("http://attacker.example:8080", "attacker.example:8080"),
-    ("http://localhost.attacker.example", "localhost.attacker.example"),
-    ("http://127.0.0.1.attacker.example", "127.0.0.1.attacker.example"),
-    ("http://" + "x" * 1000, "127.0.0.1:8080"),
-    ("http://\xff", "127.0.0.1:8080"),  # which is no UTF-8
-]
+OWN_PAGES += [(origin, origin.split("/")[2]) for origin in [*OWN, "https://two.example:8443"]]
+OTHER = ["http://evil.example", "null", "http://localhost:1", "http://", "ftp://localhost", "http://localhost/"]
+OTHER += ["http://localhost.evil.example", "http://" + "x" * 1000, "http://\xff"]
+OTHER_PAGES = [(origin, "localhost") for origin in OTHER]
+# These names lead to this machine: DNS rebinding.
+REBOUND = ["evil.example", "evil.example:8080", "localhost.evil.example", "127.0.0.1.evil.example"]
+OTHER_PAGES += [(f"http://{host}", host) for host in REBOUND]
 
 
 @pytest.mark.parametrize("path", ["echo", "chat"])
@@ -509,11 +520,13 @@ async def test_origin(chat: Chat, path: str, caplog: pytest.LogCaptureFixture) -
     options = ["--allow-origin", "https://One.example", "--allow-origin", "https://two.example:8443/"]
     chat.app[OPTIONS].allow_origin = parse_arguments(options).allow_origin
     for headers in ({"Host": "x.example"}, *({"Origin": origin, "Host": host} for origin, host in OWN_PAGES)):
-        assert (await respond(chat, path, HANDSHAKE | headers)).startswith("HTTP/1.1 101 ")
+        response = await respond(chat, request(path, HANDSHAKE | headers))
+        assert response.startswith("HTTP/1.1 101 ")
+        assert "Extensions" not in response
     await eventually(lambda: not chat.who())
     refusals = []
     for origin, host in OTHER_PAGES:
-        response = await respond(chat, path, {**HANDSHAKE, "Origin": origin, "Host": host})
+        response = await respond(chat, request(path, {**HANDSHAKE, "Origin": origin, "Host": host}))
         shown = origin[:100].replace("\xff", "?")
         assert response.startswith("HTTP/1.1 403 ")
         assert f"--allow-origin {shown} lets them" in response
@@ -562,17 +575,17 @@ async def test_everybody_talks_at_once(chat: Chat) -> None:
 
 async def test_too_much_at_once(chat: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
     """A client that sends too much waits for its next response, and so does nobody else."""
-    monkeypatch.setattr(utils, "MAX_RATE", 80_000)
     clock = asyncio.get_running_loop().time
     bob, amy = await chat.join("Bob", "math"), await chat.join("Amy", "math")
     assert await bob.hear() == joined("math", "Amy")
+    monkeypatch.setattr(utils, "MAX_RATE", 4 * utils.MIN_COST)
     start = clock()
-    for _ in range(6):
-        await bob.websocket.send_json({"action": "chat_message", "message": "x" * 20_000})
-    # The first 80,000 bytes are free, 20,000 take a quarter of a second, and the sixth message waits for them.
-    assert [await amy.hear() for _ in range(5)] == [said("Bob", "x" * 20_000)] * 5
+    for message in ("x" * 2_000, "short", "last"):
+        await bob.websocket.send_json({"action": "chat_message", "message": message})
+    # The first 2,048 bytes are free. The short message counts 512, a quarter of a second, for which the last one waits.
+    assert [await amy.hear(), await amy.hear()] == [said("Bob", "x" * 2_000), said("Bob", "short")]
     assert await amy.ask(action="user_list", room="math") == listed("math", "Bob", "Amy")
-    assert await amy.hear() == said("Bob", "x" * 20_000)
+    assert await amy.hear() == said("Bob", "last")
     assert clock() - start > 0.24
 
 

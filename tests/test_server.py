@@ -398,7 +398,7 @@ Stalled = tuple[RawClient, asyncio.Transport]
 @pytest.fixture
 async def stalled(chat: Chat, monkeypatch: pytest.MonkeyPatch) -> Stalled:
     """A member with 100,000 bytes of unread confirmations, and the server's end of its connection."""
-    monkeypatch.setattr(utils, "CLOSE_TIMEOUT", 0.2)
+    monkeypatch.setattr(utils, "CLOSE_TIMEOUT", 0.1)
     monkeypatch.setattr(utils, "MAX_BACKLOG", 200_000)
     raw, user = await chat.connect(receive_buffer=4096)
     raw.writer.transport.pause_reading()  # type: ignore[attr-defined]
@@ -443,10 +443,14 @@ async def test_nothing_counts_that_comes_after_a_drop(chat: Chat, stalled: Stall
     assert await witness.catch_up() == []
 
 
-async def test_shutdown_with_a_client_that_does_not_read(chat: Chat, stalled: Stalled) -> None:
+async def test_shutdown(chat: Chat, stalled: Stalled) -> None:
+    """Those who come while it waits for others are told, too, and nobody waits for long."""
     _, transport = stalled
-    # It gets two seconds; the rest is patience with a busy machine.
-    await asyncio.wait_for(chat.app.shutdown(), 8)
+    ending = asyncio.create_task(chat.app.shutdown())
+    late, _ = await chat.connect("/echo")
+    assert await close_code(late) == 1001
+    # Two seconds are what a client gets; the rest is patience with a busy machine.
+    await asyncio.wait_for(ending, 8)
     assert is_gone(transport)
 
 

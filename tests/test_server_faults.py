@@ -106,7 +106,7 @@ async def test_nobody_can_have_the_others_dropped(server: Server, join: Join, co
     flooder.reader.feed_data = lambda data: None  # type: ignore[method-assign]
     # DEL is one byte, and six as an escape of JSON.
     message = flooder.frame(1, b'{"action": "chat_message", "message": "' + b"\x7f" * 60_000 + b'"}')
-    flooder.writer.write(flooder.text(action="chat_message", message="x") + message * 35)
+    flooder.writer.write(flooder.text(action="chat_message", message="x") + message * 28)
     transport: Any = listener.writer.transport
     received = 0
 
@@ -117,8 +117,8 @@ async def test_nobody_can_have_the_others_dropped(server: Server, join: Join, co
         asyncio.get_running_loop().call_later(len(data) / 1.5e6, transport.resume_reading)
 
     transport.get_protocol().data_received = count
-    await eventually(lambda: received > 35 * 60_000 or transport.is_closing())
-    assert 35 * 60_000 < received < 35 * 61_000
+    await eventually(lambda: received > 28 * 60_000 or transport.is_closing())
+    assert 28 * 60_000 < received < 28 * 61_000
     assert not transport.is_closing()
     assert "Dropped" not in server.log
 

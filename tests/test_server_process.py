@@ -24,8 +24,9 @@ StartScript = Callable[..., Awaitable[Script]]
 
 
 def connect(port: int) -> socket.socket:
-    """Return a connection that is reset when it is closed."""
+    """Return a connection that takes in little, and that is reset when it is closed."""
     plain = socket.create_connection(("127.0.0.1", port), TIMEOUT)
+    plain.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     plain.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     return plain
 
@@ -123,10 +124,10 @@ async def test_terminal_that_is_gone(start_script: StartScript, unused_tcp_port:
     script = await start_script(*command, shell="trap '' HUP;", redirect="> /dev/full")
     await eventually(lambda: listens(unused_tcp_port))
     script.process.send_signal(signal.SIGHUP)
-    await (await join(f"http://127.0.0.1:{unused_tcp_port}")).leave()
+    await (await join(f"http://127.0.0.1:{unused_tcp_port}", "Bob", "math")).leave()
     script.process.send_signal(signal.SIGTERM)
     code, _, log = await script.end()
-    assert (code, log.count("\n")) == (0, 2), log
+    assert (code, log.count("\n")) == (0, 4), log
 
 
 async def test_ctrl_c_while_it_starts(start_script: StartScript) -> None:
@@ -177,12 +178,15 @@ async def test_shutdown(
     program = "import server, utils; utils.CLOSE_TIMEOUT = 0.5; server.main()"
     monkeypatch.setattr(Server, "script", ("-c", program))
     server = start_server()
-    members = [await join(server.url, f"member {number}", "math") for number in range(20)]
+    lazy = connect(server.port)
+    lazy.sendall(request("", {"Content-Length": "10"}))  # and nothing of those 10 bytes
+    assert lazy.recv(15) == b"HTTP/1.1 200 OK"
     echo, stalled = await connect_raw(server.url, "/echo"), await connect_raw(server.url, receive_buffer=4096)
     stalled.writer.transport.pause_reading()  # type: ignore[attr-defined]
     # Its own confirmations, unread, are what lies between it and the close frame.
     message = stalled.text(action="chat_message", message="x" * 40_000)
     stalled.writer.write(stalled.text(action="join_room", room="art") + message * 20)
+    members = [await join(server.url, f"member {number}", "math") for number in range(20)]
     for member in members:
         await member.catch_up()
 
@@ -190,14 +194,13 @@ async def test_shutdown(
         assert [message async for message in member.websocket] == [], "nobody is told who goes"
         return member.websocket.close_code
 
-    with connect(server.port) as lazy:
-        lazy.sendall(request("chat.js", {}) * 100)  # and it reads none of that
-        ending = asyncio.gather(*map(end, members))
-        server.process.send_signal(signal.SIGTERM)
-        assert await asyncio.wait_for(ending, TIMEOUT) == [1001] * 20
-        assert await close_code(echo) == 1001
-        # A second is what clients get; the rest is patience with a busy machine.
-        assert await asyncio.to_thread(server.process.wait, 8) == 0
+    ending = asyncio.gather(*map(end, members))
+    server.process.send_signal(signal.SIGTERM)
+    assert await asyncio.wait_for(ending, TIMEOUT) == [1001] * 20
+    assert await close_code(echo) == 1001
+    # A second is what all get; the rest is patience with a busy machine.
+    assert await asyncio.to_thread(server.process.wait, 8) == 0
+    lazy.close()
     assert "goodbye" not in server.log
     server.stop()
 

@@ -8,7 +8,9 @@ import logging
 import random
 import re
 import socket
-from collections.abc import Awaitable, Callable
+import struct
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import aiohttp
@@ -17,12 +19,30 @@ from aiohttp import web
 from yarl import URL
 
 import utils
-from server import init_app
+from server import OPTIONS, init_app, parse_arguments
 from tests.conftest import TIMEOUT, Member, RawClient, eventually
-from utils import MAX_BACKLOG
 
 Join = Callable[..., Awaitable[Member]]
 ConnectRaw = Callable[..., Awaitable[RawClient]]
+
+
+@dataclass
+class Chat:
+    """An app that is served in this process, and the ways into it."""
+
+    app: web.Application
+    url: URL
+    join: Join
+    connect_raw: ConnectRaw
+
+    async def connect(self, path: str = "/chat", **options: Any) -> tuple[RawClient, str]:
+        """Return a bare client, and in /chat its user's name."""
+        raw = await self.connect_raw(path, **options)
+        return raw, (await raw.hear())["user"] if path == "/chat" else ""
+
+    def who(self) -> dict[str, list[str]]:
+        """Return the shared dictionary, with names for the sockets."""
+        return {room: sorted(users) for room, users in self.app["websockets"].items()}
 
 
 @pytest.fixture(params=["server", pytest.param("redis", marks=pytest.mark.needs("redis"))])
@@ -41,10 +61,13 @@ async def app(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.fixture
-async def url(app: web.Application, serve: Any, caplog: pytest.LogCaptureFixture) -> Any:
-    """The address of the app, served in this process; whatever happens to it, it logs no error."""
-    yield await serve(app)
-    assert not [record for record in caplog.records if record.levelname in ("ERROR", "CRITICAL")]
+async def chat(
+    app: web.Application, serve: Any, join: Join, connect_raw: ConnectRaw, caplog: pytest.LogCaptureFixture
+) -> AsyncIterator[Chat]:
+    """The app, served in this process; whatever happens to it, it logs no error."""
+    url = await serve(app)
+    yield Chat(app, url, functools.partial(join, url), functools.partial(connect_raw, url))
+    assert not [record for record in caplog.get_records("call") if record.levelno >= logging.ERROR]
 
 
 def succeeded(action: str, message: str = "") -> dict[str, Any]:
@@ -55,6 +78,10 @@ def refused(action: str | None, message: str) -> dict[str, Any]:
     return {"action": action, "success": False, "message": message}
 
 
+def listed(room: str, *users: str) -> dict[str, Any]:
+    return {"action": "user_list", "success": True, "room": room, "users": list(users)}
+
+
 def joined(room: str, user: str) -> dict[str, Any]:
     return {"action": "joined", "room": room, "user": user}
 
@@ -63,376 +90,320 @@ def left(room: str, user: str, shame: bool) -> dict[str, Any]:
     return {"action": "left", "room": room, "user": user, "shame": shame}
 
 
-def who(app: web.Application) -> dict[str, list[str]]:
-    """Return the shared dictionary, with names for the sockets."""
-    return {room: sorted(users) for room, users in app["websockets"].items()}
+def said(user: str, message: str) -> dict[str, Any]:
+    return {"action": "chat_message", "message": message, "user": user}
+
+
+async def see_visit(witness: Member, user: str, *messages: str, shame: bool) -> None:
+    """See that somebody came, said these messages and left, and that nothing else happened."""
+    visit = [joined("default", user), *(said(user, message) for message in messages), left("default", user, shame)]
+    assert [await witness.hear() for _ in visit] == visit
+    assert await witness.catch_up() == []
+
+
+async def close_code(raw: RawClient) -> int:
+    """Return the code of the close frame that comes next."""
+    opcode, payload = await raw.next_frame()
+    assert opcode == 8
+    return int.from_bytes(payload[:2])
 
 
 # /echo
 
 
-JSON = [
-    '{"message": "Hello world!"}',
-    "[]",
-    "null",
-    "true",
-    "-1.5",
-    '""',
-    '"\\ud800"',
-    '{"a": [{"b": null}]}',
-    "[" * 99 + "]" * 99,
-]
+JSON = ['{"message": "Hello world!"}', "[]", "null", "true", "-1.5", '""', '"\\ud800"', '{"a": [{"b": null}]}']
+JSON += ["[" * 99 + "]" * 99, '"' + "x" * (64 * 1024 - 2) + '"']
 BROKEN = ["", "nope", "{", "NaN", "-Infinity", '{"a": Infinity}', "1e999", "[" * 60_000, "1" * 6_000, "'a'", "\ufeff1"]
 
 
-async def test_echo(url: Any) -> None:
-    async with aiohttp.ClientSession() as session, session.ws_connect(url / "echo") as websocket:
-        for text in JSON:
-            await websocket.send_str(text)
-            assert await websocket.receive_json(timeout=TIMEOUT) == {"echo": json.loads(text)}
-        for text in BROKEN:
-            await websocket.send_str(text)
-            response = await websocket.receive_json(timeout=TIMEOUT)
-            assert response == {"error": response["error"]}
-            assert len(response["error"].split()) > 3
-        await websocket.send_bytes(b"1")
-        assert "binary" in (await websocket.receive_json(timeout=TIMEOUT))["error"]
-        await websocket.send_json("still here")
-        assert await websocket.receive_json(timeout=TIMEOUT) == {"echo": "still here"}
+async def test_echo(chat: Chat) -> None:
+    raw, _ = await chat.connect("/echo")
+    for opcode, text in [*((1, text) for text in BROKEN), (2, "1")]:
+        raw.writer.write(raw.frame(opcode, text.encode()))
+        response = await raw.hear()
+        assert response == {"error": response["error"]}
+        assert len(response["error"].split()) > 3
+    for text in JSON:
+        raw.writer.write(raw.frame(1, text.encode()))
+        assert await raw.hear() == {"echo": json.loads(text)}
+
+
+async def test_message_in_parts_with_a_ping_between(chat: Chat) -> None:
+    raw, _ = await chat.connect("/echo")
+    raw.writer.write(raw.frame(1, b'["a', first_bits=0) + raw.frame(9, b"are you there") + raw.frame(0, b'b"]'))
+    assert await raw.next_frame() == (10, b"are you there")
+    assert await raw.hear() == {"echo": ["ab"]}
 
 
 # /chat: connecting
 
 
-async def test_connecting(url: Any, app: web.Application, connect_raw: ConnectRaw) -> None:
-    first = await connect_raw(url)
+async def test_connecting(chat: Chat) -> None:
+    first = await chat.connect_raw()
     connecting = await first.hear()
     assert connecting == {"action": "connecting", "room": "default", "user": connecting["user"]}
     assert re.fullmatch(r"User\d+", connecting["user"])
-    second = await connect_raw(url)
-    user = (await second.hear())["user"]
-    assert user != connecting["user"]
+    _, user = await chat.connect()
     assert await first.hear() == joined("default", user)
-    assert who(app) == {"default": sorted([connecting["user"], user])}
+    assert chat.who() == {"default": sorted({connecting["user"], user})}
 
 
-async def test_random_name_is_free_in_every_room(url: Any, join: Join, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_random_name_is_free_in_every_room(chat: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
     numbers = iter([1111, 1111, 1111, 2222])
     monkeypatch.setattr(random, "randrange", lambda *_: next(numbers))
-    first = await join(url, room="math")
-    second = await join(url, room="math")
-    assert [first.user, second.user] == ["User1111", "User2222"]
+    assert [(await chat.join(room="math")).user for _ in range(2)] == ["User1111", "User2222"]
 
 
 # /chat: requests
 
 
-async def test_set_nick(url: Any, join: Join, app: web.Application) -> None:
-    bob, carol, amy = [await join(url, nick, "math") for nick in ("Bob", "Carol", "Amy")]
-    dan = await join(url, "Dan", "art")
+async def test_set_nick(chat: Chat) -> None:
+    bob, carol, amy = [await chat.join(nick, "math") for nick in ("Bob", "Carol", "Amy")]
+    dan = await chat.join("Dan", "art")
     assert await carol.catch_up() == [joined("math", "Amy")]
     assert await bob.catch_up() == [joined("math", "Carol"), joined("math", "Amy")]
-    assert await amy.ask(action="set_nick", nick="Ann") == succeeded("set_nick")
-    for member in (bob, carol):
-        assert await member.catch_up() == [
-            {"action": "nick_changed", "room": "math", "from_user": "Amy", "to_user": "Ann"}
-        ]
+    assert await amy.ask(action="set_nick", nick="Ann", room=5, more=[]) == succeeded("set_nick")
+    changed = {"action": "nick_changed", "room": "math", "from_user": "Amy", "to_user": "Ann"}
+    assert await bob.catch_up() == await carol.catch_up() == [changed]
     assert await amy.catch_up() == await dan.catch_up() == []
-    assert who(app) == {"math": ["Ann", "Bob", "Carol"], "art": ["Dan"]}
+    assert chat.who() == {"math": ["Ann", "Bob", "Carol"], "art": ["Dan"]}
 
 
-@pytest.mark.parametrize("nick", ["Bob", "Amy", "bOB", "\uff22ob"])
-async def test_set_nick_that_is_in_use(url: Any, join: Join, app: web.Application, nick: str) -> None:
-    amy, bob = await join(url, "Amy", "math"), await join(url, "Bob", "math")
+async def test_set_nick_that_is_in_use(chat: Chat) -> None:
+    """Or that looks like one."""
+    amy, bob, zoe = [await chat.join(nick, "math") for nick in ("Amy", "Bob", "Zo\u00eb")]
+    assert await bob.catch_up() == [joined("math", "Zo\u00eb")]
     await amy.catch_up()
-    assert await amy.ask(action="set_nick", nick=nick) == refused("set_nick", "Nickname is already in use")
-    assert await amy.catch_up() == await bob.catch_up() == []
-    assert who(app) == {"math": ["Amy", "Bob"]}
+    for nick in ("Amy", "Bob", "bOB", "\uff22\uff4f\uff42", "\N{MATHEMATICAL BOLD CAPITAL B}ob", "Zoe\u0308"):
+        assert await amy.ask(action="set_nick", nick=nick) == refused("set_nick", "Nickname is already in use")
+    assert [await member.catch_up() for member in (amy, bob, zoe)] == [[], [], []]
+    for nick in ("Bobo", "B\u00f6b", "Zoe"):
+        assert await amy.ask(action="set_nick", nick=nick) == succeeded("set_nick")
+    assert chat.who() == {"math": ["Bob", "Zoe", "Zo\u00eb"]}
 
 
-async def test_nick_is_unique_in_its_room_only(url: Any, join: Join, app: web.Application) -> None:
-    await join(url, "Bob", "math")
-    await join(url, "Bob", "art")
-    assert who(app) == {"math": ["Bob"], "art": ["Bob"]}
-
-
-async def test_join_room(url: Any, join: Join, app: web.Application) -> None:
-    amy, bob = await join(url, "Amy", "math"), await join(url, "Bob", "math")
-    carol, dan = await join(url, "Carol", "art"), await join(url, "Dan", "tea")
+async def test_join_room(chat: Chat) -> None:
+    amy, bob = await chat.join("Amy", "math"), await chat.join("Bob", "math")
+    carol, dan = await chat.join("Carol", "art"), await chat.join("Dan", "tea")
     await amy.catch_up()
     assert await bob.ask(action="join_room", room="art") == succeeded("join_room")
     assert await amy.catch_up() == [left("math", "Bob", shame=False)]
     assert await carol.catch_up() == [joined("art", "Bob")]
     assert await bob.catch_up() == await dan.catch_up() == []
-    assert who(app) == {"math": ["Amy"], "art": ["Bob", "Carol"], "tea": ["Dan"]}
+    assert chat.who() == {"math": ["Amy"], "art": ["Bob", "Carol"], "tea": ["Dan"]}
     assert await amy.ask(action="join_room", room="art") == succeeded("join_room")
-    assert who(app) == {"art": ["Amy", "Bob", "Carol"], "tea": ["Dan"]}
+    assert chat.who() == {"art": ["Amy", "Bob", "Carol"], "tea": ["Dan"]}
 
 
-@pytest.mark.parametrize("room", ["art", "math"])
-async def test_join_room_where_the_name_is_in_use(url: Any, join: Join, app: web.Application, room: str) -> None:
-    members = [await join(url, "Bob", "math"), await join(url, "Bob", "art")]
-    refusal = refused("join_room", "Name already in use in this room.")
-    assert await members[0].ask(action="join_room", room=room) == refusal
-    assert [await member.catch_up() for member in members] == [[], []]
-    assert who(app) == {"math": ["Bob"], "art": ["Bob"]}
+async def test_join_room_where_the_name_is_in_use(chat: Chat) -> None:
+    """One's own room included."""
+    bob, other_bob = await chat.join("Bob", "math"), await chat.join("Bob", "art")
+    for room in ("art", "math"):
+        refusal = refused("join_room", "Name already in use in this room.")
+        assert await bob.ask(action="join_room", room=room) == refusal
+    assert await bob.catch_up() == await other_bob.catch_up() == []
+    assert chat.who() == {"math": ["Bob"], "art": ["Bob"]}
 
 
-async def test_answer_comes_before_the_broadcasts_of_the_new_room(url: Any, join: Join) -> None:
-    bob, amy = await join(url, "Bob", "math"), await join(url, "Amy", "art")
+async def test_answer_comes_before_the_broadcasts_of_the_new_room(chat: Chat) -> None:
+    bob, amy = await chat.join("Bob", "math"), await chat.join("Amy", "art")
     for _ in range(50):
         # The room talks all the time while Bob comes in.
         for _ in range(20):
             await amy.websocket.send_json({"action": "chat_message", "message": "again"})
         assert await bob.ask(action="join_room", room="art") == succeeded("join_room")
         heard = await bob.catch_up()
-        assert heard == [{"action": "chat_message", "message": "again", "user": "Amy"}] * len(heard)
+        assert heard == [said("Amy", "again")] * len(heard)
         await bob.websocket.send_json({"action": "join_room", "room": "math"})
         while await bob.hear() != succeeded("join_room"):
             pass
         assert await bob.catch_up() == []
 
 
-async def test_chat_message(url: Any, join: Join) -> None:
-    amy, bob, carol = [await join(url, nick, "math") for nick in ("Amy", "Bob", "Carol")]
-    dan = await join(url, "Dan", "art")
-    for member in (amy, bob):
+async def test_chat_message(chat: Chat) -> None:
+    amy, carol, bob = [await chat.join(nick, "math") for nick in ("Amy", "Carol", "Bob")]
+    dan = await chat.join("Dan", "art")
+    for member in (amy, carol):
         await member.catch_up()
     for text in ("hi", " ", "\n", "\x1b[2J", "\ud83d", "\u202e", "0", "日本", "x" * 60_000):
         assert await bob.ask(action="chat_message", message=text) == succeeded("chat_message", text)
-        for member in (amy, carol):
-            assert await member.catch_up() == [{"action": "chat_message", "message": text, "user": "Bob"}]
+        assert await amy.catch_up() == await carol.catch_up() == [said("Bob", text)]
     assert await bob.catch_up() == await dan.catch_up() == []
 
 
-async def test_user_list(url: Any, join: Join, app: web.Application) -> None:
-    amy, bob = await join(url, "Amy", "math"), await join(url, "Bob", "math")
-    await join(url, "Carol", "art")
+async def test_user_list(chat: Chat) -> None:
+    amy, bob = await chat.join("Amy", "math"), await chat.join("Bob", "math")
+    await chat.join("Carol", "art")
     await amy.catch_up()
     for room, users in [("math", ["Amy", "Bob"]), ("art", ["Carol"]), ("nobody here", []), ("default", [])]:
-        answer = await bob.ask(action="user_list", room=room)
-        assert sorted(answer.pop("users")) == users
-        assert answer == {"action": "user_list", "success": True, "room": room}
+        response = await bob.ask(action="user_list", room=room)
+        response["users"].sort()
+        assert response == listed(room, *users)
     assert await amy.catch_up() == []
-    assert list(app["websockets"]) == ["math", "art"]
-
-
-async def test_extra_fields_are_ignored(url: Any, join: Join) -> None:
-    bob = await join(url, "Bob", "math")
-    assert await bob.ask(action="set_nick", nick="Rob", room=5, x=[]) == succeeded("set_nick")
+    assert list(chat.app["websockets"]) == ["math", "art"]
 
 
 # /chat: anything else
 
-BAD_NAMES: list[Any] = [
-    "",
-    " x",
-    "n" * 33,
-    "a\nb",
-    "\x1b[31m",
-    "\u202ex",
-    "\ud800",
-    "a\ufe0f",
-    "\u3164",
-    None,
-    5,
-    ["x"],
-]
-BAD_REQUESTS: list[tuple[str, str | None]] = [
-    *[(text, None) for text in BROKEN if text != "1e999"],
-    *[(text, None) for text in ["[]", "5", "null", '"set_nick"', "{}", "1e999"]],
-    *[(json.dumps({"action": action, "nick": "x"}), None) for action in (None, 5, True, ["set_nick"], {"set_nick": 1})],
-    *[
-        (json.dumps({"action": action, "nick": "x"}), action)
-        for action in ("", "dance", "SET_NICK", "\x1b[2J", "\ud800")
-    ],
-    *[(json.dumps({"action": action}), action) for action in ("set_nick", "join_room", "chat_message", "user_list")],
-    *[(json.dumps({"action": "set_nick", "nick": name}), "set_nick") for name in BAD_NAMES],
-    *[(json.dumps({"action": "join_room", "room": name}), "join_room") for name in BAD_NAMES],
-    *[(json.dumps({"action": "user_list", "room": name}), "user_list") for name in BAD_NAMES],
-    *[
-        (f'{{"action": "chat_message", "message": "x", "more": {more}}}', None)
-        for more in ("NaN", "Infinity", "-Infinity")
-    ],
-    *[(json.dumps({"action": "chat_message", "message": m}), "chat_message") for m in ("", None, 5, ["x"], {"x": 1})],
-]
+
+# Some that are too long or too short, hold what is not printable or what nobody sees, or are no text.
+BAD_NAMES = ["", " ", " x", "x ", "n" * 33, "a\nb", "\x1b[31m", "\x7f", "\u200b", "\u202ex", "\ud800", "a\u00a0b"]
+BAD_NAMES += ["\u3164", "\u2800", "x\ufe0f", "\u115f", "x\U000e0100", "x\u034f"]
+NO_TEXTS: list[Any] = ["", None, 5, ["x"], {"x": 1}]
 
 
-async def test_anything_else_is_refused(url: Any, join: Join, app: web.Application) -> None:
-    bob, amy = await join(url, "Bob", "math"), await join(url, "Amy", "math")
+def bad_requests() -> Iterator[tuple[str | None, str]]:
+    """Yield what is refused, after the action that the refusal names."""
+    for text in (*BROKEN, *JSON, '"set_nick"', "{}"):
+        yield None, text
+    for constant in ("NaN", "Infinity", "-Infinity"):
+        yield None, f'{{"action": "chat_message", "message": "x", "more": {constant}}}'
+    for no_action in (None, 5, True, ["set_nick"], {"set_nick": 1}):
+        yield None, json.dumps({"action": no_action, "nick": "x"})
+    for action in ("", "dance", "SET_NICK", "\x1b[2J", "\ud800", *utils.REQUESTS):
+        yield action, json.dumps({"action": action})
+    for action, field in (("set_nick", "nick"), ("join_room", "room"), ("user_list", "room")):
+        for name in BAD_NAMES + NO_TEXTS:
+            yield action, json.dumps({"action": action, field: name})
+    for message in NO_TEXTS:
+        yield "chat_message", json.dumps({"action": "chat_message", "message": message})
+
+
+async def test_anything_else_is_refused(chat: Chat) -> None:
+    bob, amy = await chat.join("Bob", "math"), await chat.join("Amy", "math")
     await bob.catch_up()
-    for text, action in BAD_REQUESTS:
+    for action, text in bad_requests():
         await bob.websocket.send_str(text)
-        answer = await bob.hear()
-        assert answer == refused(action, answer["message"]), text[:99]
-        assert len(answer["message"].split()) > 3
+        response = await bob.hear()
+        assert response == refused(action, response["message"]), text[:99]
+        assert len(response["message"].split()) > 3
     await bob.websocket.send_bytes(b'{"action": "set_nick", "nick": "x"}')
-    answer = await bob.hear()
-    assert answer == refused(None, answer["message"])
+    response = await bob.hear()
+    assert response == refused(None, response["message"])
     assert await bob.catch_up() == await amy.catch_up() == []
-    assert who(app) == {"math": ["Amy", "Bob"]}
+    assert chat.who() == {"math": ["Amy", "Bob"]}
 
 
-@pytest.mark.parametrize("name", ["n" * 32, "\N{GRINNING FACE}" * 32, "<b>", "../../etc/passwd", "日本"])
-async def test_names_within_the_limits(url: Any, join: Join, app: web.Application, name: str) -> None:
-    bob = await join(url, name, name)
-    assert await bob.catch_up() == []
-    assert who(app) == {name: [name]}
-
-
-@pytest.mark.parametrize("path", ["/echo", "/chat"])
-async def test_frame_of_64_kib_and_a_larger_one(url: Any, join: Join, connect_raw: ConnectRaw, path: str) -> None:
-    witness = await join(url)
-    raw = await connect_raw(url, path)
-    text = '"' + "x" * (64 * 1024 - 2) + '"'
-    raw.writer.write(raw.frame(1, text.encode()))
-    if path == "/echo":
-        assert await raw.hear() == {"echo": json.loads(text)}
-    else:
-        user = (await raw.hear())["user"]
-        assert (await raw.hear())["success"] is False
-    raw.writer.write(raw.frame(1, text.encode() + b" "))
-    opcode, payload = await raw.next_frame()
-    assert (opcode, int.from_bytes(payload[:2])) == (8, 1009)
-    if path == "/chat":
-        assert await witness.hear() == joined("default", user)
-        assert await witness.hear() == left("default", user, shame=True)
-    assert await witness.catch_up() == []
-
-
-BROKEN_FRAMES = [
-    (RawClient.frame(1, b"\xff\xfe"), 1007),
-    (RawClient.frame(1, b"\xed\xa0\x80"), 1007),
-    (RawClient.frame(3, b"reserved opcode"), 1002),
-    (RawClient.frame(1, b"reserved bits", first_bits=0xF0), 1002),
-    (RawClient.frame(0, b"continues nothing"), 1002),
-    (RawClient.frame(9, b"x" * 126), 1002),
-    (RawClient.frame(9, b"a ping in parts", first_bits=0), 1002),
-    (RawClient.frame(8, b"\x03"), 1002),
-    (RawClient.frame(8, (999).to_bytes(2)), 1002),
-    (RawClient.frame(1, b"compressed", first_bits=0xC0), 1002),
-]
-
-
-@pytest.mark.parametrize(("data", "close_code"), BROKEN_FRAMES)
-async def test_broken_frames(url: Any, join: Join, connect_raw: ConnectRaw, data: bytes, close_code: int) -> None:
-    witness, raw = await join(url), await connect_raw(url)
-    user = (await raw.hear())["user"]
-    raw.writer.write(data)
-    opcode, payload = await raw.next_frame()
-    assert (opcode, int.from_bytes(payload[:2])) == (8, close_code)
-    assert [await witness.hear(), await witness.hear()] == [joined("default", user), left("default", user, shame=True)]
-    assert await witness.catch_up() == []
-
-
-async def test_nothing_follows_a_close_frame(
-    url: Any, join: Join, connect_raw: ConnectRaw, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(utils, "CLOSE_TIMEOUT", 0.2)  # that it waits for this client to hang up
-    speaker, raw = await join(url), await connect_raw(url)
-    for text in map(str, range(200)):
-        if text == "100":
-            raw.writer.write(raw.frame(3, b"reserved opcode"))
-        await speaker.websocket.send_json({"action": "chat_message", "message": text})
-    opcode = 1
-    while opcode == 1:
-        opcode, _ = await raw.next_frame()
-    assert opcode == 8
-    assert await asyncio.wait_for(raw.reader.read(), TIMEOUT) == b""
-
-
-async def test_message_in_parts_with_a_ping_between(url: Any, connect_raw: ConnectRaw) -> None:
-    raw = await connect_raw(url, "/echo")
-    raw.writer.write(raw.frame(1, b'["a', first_bits=0) + raw.frame(9, b"are you there") + raw.frame(0, b'b"]'))
-    assert await raw.next_frame() == (10, b"are you there")
-    assert await raw.hear() == {"echo": ["ab"]}
+async def test_names_within_the_limits(chat: Chat) -> None:
+    names = ["x", "n" * 32, "\N{GRINNING FACE}" * 32, "a b", "é", "<b>", "../../etc/passwd", "日本"]
+    members = [await chat.join(name, name) for name in names]
+    assert chat.who() == {name: [name] for name in names}
+    assert not any([await member.catch_up() for member in members])
 
 
 # /chat: leaving
 
 
+FAILURES = (1002, 1007, 1009)  # to follow the protocol, in UTF-8, with messages that are small enough
+
+
 @pytest.mark.parametrize(
-    ("payload", "said_before"), [(b"", 0), ((1000).to_bytes(2), 1000), ((1006).to_bytes(2), 1), (b"\x13\x87bye", 20)]
+    ("last_frame", "code"),
+    [
+        (RawClient.frame(8, b""), 1000),
+        (RawClient.frame(8, (1000).to_bytes(2)), 1000),
+        (RawClient.frame(8, (4999).to_bytes(2) + b"bye"), 1000),
+        (RawClient.frame(1, b"x" * (64 * 1024 + 1)), 1009),
+        (RawClient.frame(1, b"\xff\xfe"), 1007),
+        (RawClient.frame(1, b"\xed\xa0\x80"), 1007),
+        (RawClient.frame(3, b"reserved opcode"), 1002),
+        (RawClient.frame(1, b"reserved bits", first_bits=0xF0), 1002),
+        (RawClient.frame(0, b"continues nothing"), 1002),
+        (RawClient.frame(9, b"x" * 126), 1002),
+        (RawClient.frame(9, b"a ping in parts", first_bits=0), 1002),
+        (RawClient.frame(8, b"\x03"), 1002),
+        (RawClient.frame(8, (999).to_bytes(2)), 1002),
+        (RawClient.frame(1, b"compressed", first_bits=0xC0), 1002),
+    ],
 )
-async def test_goodbye(url: Any, join: Join, connect_raw: ConnectRaw, payload: bytes, said_before: int) -> None:
-    witness, raw = await join(url), await connect_raw(url)
-    user = (await raw.hear())["user"]
-    said = [raw.text(action="chat_message", message=str(number)) for number in range(said_before)]
-    raw.writer.write(b"".join([*said, raw.frame(8, payload)]))
-    # It may hang up at once: what it said has arrived, and the goodbye counts.
-    raw.writer.close()
-    assert await witness.hear() == joined("default", user)
-    for number in range(said_before):
-        assert await witness.hear() == {"action": "chat_message", "message": str(number), "user": user}
-    assert await witness.hear() == left("default", user, shame=False)
-    assert await witness.catch_up() == []
-
-
-async def test_goodbye_is_answered(url: Any, connect_raw: ConnectRaw) -> None:
-    for path in ("/chat", "/echo"):
-        raw = await connect_raw(url, path)
+async def test_close_code(chat: Chat, last_frame: bytes, code: int) -> None:
+    """A goodbye is answered. So is what ends a connection, but that is none."""
+    witness = await chat.join()
+    for path in ("/echo", "/chat"):
+        raw, user = await chat.connect(path)
+        raw.writer.write(last_frame)
+        assert await close_code(raw) == code
+        if code not in FAILURES:
+            assert await asyncio.wait_for(raw.reader.read(), TIMEOUT) == b""
         if path == "/chat":
-            await raw.hear()
-        raw.writer.write(raw.frame(8, (1000).to_bytes(2)))
-        opcode, payload = await raw.next_frame()
-        assert (opcode, int.from_bytes(payload[:2])) == (8, 1000)
-        assert await asyncio.wait_for(raw.reader.read(), TIMEOUT) == b""
+            await see_visit(witness, user, shame=code in FAILURES)
 
 
-@pytest.mark.parametrize("how", ["reset", "end of file"])
-async def test_no_goodbye(url: Any, join: Join, app: web.Application, connect_raw: ConnectRaw, how: str) -> None:
-    witness, raw = await join(url), await connect_raw(url)
-    user = (await raw.hear())["user"]
-    if how == "reset":
-        raw.vanish()
-    else:
-        raw.writer.write_eof()
-    assert [await witness.hear(), await witness.hear()] == [joined("default", user), left("default", user, shame=True)]
-    assert await witness.catch_up() == []
-    assert who(app) == {"default": [witness.user]}
+async def test_goodbye(chat: Chat) -> None:
+    """Who says it may hang up at once: what was said before has arrived, and the goodbye counts."""
+    witness, (raw, user) = await chat.join(), await chat.connect()
+    messages = [str(number) for number in range(1000)]
+    requests = [raw.text(action="chat_message", message=message) for message in messages]
+    raw.writer.write(b"".join(requests) + raw.frame(8, b""))
+    raw.writer.close()
+    await see_visit(witness, user, *messages, shame=False)
 
 
-async def test_client_that_does_not_answer_a_ping(
-    url: Any, join: Join, connect_raw: ConnectRaw, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    witness = await join(url)
-    monkeypatch.setattr(utils, "HEARTBEAT", 0.1)
-    raw = await connect_raw(url)
-    user = (await raw.hear())["user"]
-    assert await raw.next_frame() == (9, b"")
-    assert [await witness.hear(), await witness.hear()] == [joined("default", user), left("default", user, shame=True)]
+async def test_no_goodbye(chat: Chat) -> None:
+    witness = await chat.join()
+    for is_reset in (True, False):
+        raw, user = await chat.connect()
+        raw.writer.transport.abort() if is_reset else raw.writer.write_eof()
+        await see_visit(witness, user, shame=True)
+    assert chat.who() == {"default": [witness.user]}
 
 
-async def test_client_that_answers_pings_stays(
-    url: Any, connect_raw: ConnectRaw, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_goodbye_before_a_reset(chat: Chat) -> None:
+    """A write meets the reset before the server has read the goodbye: it counts, and so does what was said before."""
+    witness = await chat.join()
+    plain = socket.create_connection((chat.url.host, chat.url.port))
+    plain.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # closing is a reset
+    plain.sendall(request("chat", HANDSHAKE))
+    await eventually(lambda: len(chat.who()["default"]) == 2)
+    (user,) = {*chat.who()["default"]} - {witness.user}
+    plain.sendall(RawClient.text(action="chat_message", message="last") + RawClient.frame(8, b""))
+    plain.close()
+    chat.app["websockets"]["default"][user].send(utils.encode("what meets the reset"))
+    await see_visit(witness, user, "last", shame=False)
+
+
+async def test_pings(chat: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who answers them stays, who does not has gone without a goodbye."""
+    witness = await chat.join()
     monkeypatch.setattr(utils, "HEARTBEAT", 0.3)
-    raw = await connect_raw(url, "/echo")
-    for _ in range(2):
+    alive, _ = await chat.connect("/echo")
+    dead, user = await chat.connect()
+    for raw in (alive, dead):
         assert await raw.next_frame() == (9, b"")
-        raw.writer.write(raw.frame(10, b""))
-    raw.writer.write(raw.frame(1, b"1"))
-    opcode, payload = await raw.next_frame()
-    while opcode == 9:
-        opcode, payload = await raw.next_frame()
-    assert json.loads(payload) == {"echo": 1}
+    alive.writer.write(alive.frame(10, b""))
+    await see_visit(witness, user, shame=True)
+    alive.writer.write(alive.frame(1, b"1"))
+    assert await alive.hear() == {"echo": 1}
+
+
+async def test_nothing_follows_a_close_frame(chat: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(utils, "CLOSE_TIMEOUT", 0.1)  # that it waits for this client to hang up
+    speaker, (raw, _) = await chat.join(), await chat.connect()
+    for number in range(200):
+        if number == 100:
+            raw.writer.write(raw.frame(3, b"reserved opcode"))
+        await speaker.websocket.send_json({"action": "chat_message", "message": "x"})
+    while (await raw.next_frame())[0] == 1:
+        pass
+    assert await asyncio.wait_for(raw.reader.read(), TIMEOUT) == b""
 
 
 # A client that does not read, at the end of its connection
 
 
+Stalled = tuple[RawClient, asyncio.Transport]
+
+
 @pytest.fixture
-async def stalled(
-    url: Any, app: web.Application, connect_raw: ConnectRaw, monkeypatch: pytest.MonkeyPatch
-) -> tuple[RawClient, asyncio.Transport]:
-    """A member with half a megabyte of unread confirmations, and the server's end of its connection."""
+async def stalled(chat: Chat, monkeypatch: pytest.MonkeyPatch) -> Stalled:
+    """A member with 100,000 bytes of unread confirmations, and the server's end of its connection."""
     monkeypatch.setattr(utils, "CLOSE_TIMEOUT", 0.2)
-    raw = await connect_raw(url, receive_buffer=4096)
-    user = (await raw.hear())["user"]
+    monkeypatch.setattr(utils, "MAX_BACKLOG", 200_000)
+    raw, user = await chat.connect(receive_buffer=4096)
     raw.writer.transport.pause_reading()  # type: ignore[attr-defined]
-    transport = app["websockets"]["default"][user].transport
+    transport = chat.app["websockets"]["default"][user].transport
     transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
-    while transport.get_write_buffer_size() < MAX_BACKLOG / 2:
+    while transport.get_write_buffer_size() < 100_000:
         raw.writer.write(raw.text(action="chat_message", message="x" * 10_000))
         await asyncio.sleep(0.001)
     return raw, transport
@@ -443,26 +414,26 @@ def is_gone(transport: asyncio.Transport) -> bool:
 
 
 @pytest.mark.parametrize("last_frame", [RawClient.frame(8, b""), RawClient.frame(3, b"broken")])
-async def test_end_of_a_client_that_does_not_read(
-    app: web.Application, stalled: tuple[RawClient, asyncio.Transport], last_frame: bytes
-) -> None:
+async def test_end_of_a_client_that_does_not_read(chat: Chat, stalled: Stalled, last_frame: bytes) -> None:
     """It has left at once, and what it will never read does not stay in memory."""
     raw, transport = stalled
     raw.writer.write(last_frame)
-    await eventually(lambda: not app["websockets"])
+    await eventually(lambda: not chat.app["websockets"])
     await eventually(lambda: is_gone(transport))
 
 
-async def test_nothing_counts_that_comes_after_a_drop(
-    url: Any, join: Join, stalled: tuple[RawClient, asyncio.Transport]
-) -> None:
+async def test_nothing_counts_that_comes_after_a_drop(chat: Chat, stalled: Stalled) -> None:
     """Neither what a member said before it was dropped, if the server reads it only then, nor its goodbye."""
-    witness, (raw, transport) = await join(url), stalled
+    witness, (raw, transport) = await chat.join(), stalled
     message = raw.text(action="chat_message", message="x" * 10_000)
-    while transport.get_write_buffer_size() < MAX_BACKLOG - 15_000:
-        more = transport.get_write_buffer_size() + 1
+
+    async def say_more() -> None:
+        unsent = transport.get_write_buffer_size()
         raw.writer.write(message)
-        await eventually(functools.partial(lambda size: transport.get_write_buffer_size() >= size, more))
+        await eventually(lambda: transport.get_write_buffer_size() > unsent)
+
+    while transport.get_write_buffer_size() < 185_000:
+        await say_more()
     # All of this arrives together.
     raw.writer.write(message * 3 + raw.text(action="chat_message", message="afterwards") + raw.frame(8, b""))
     while (body := await witness.hear())["action"] == "chat_message":
@@ -471,161 +442,112 @@ async def test_nothing_counts_that_comes_after_a_drop(
     assert await witness.catch_up() == []
 
 
-async def test_shutdown_with_a_client_that_does_not_read(
-    app: web.Application, stalled: tuple[RawClient, asyncio.Transport]
-) -> None:
+async def test_shutdown(chat: Chat, stalled: Stalled) -> None:
+    """Those who come while it waits for others are told, too, and nobody waits for long."""
     _, transport = stalled
-    # It gets two seconds; the rest is patience with a busy machine.
-    await asyncio.wait_for(app.shutdown(), 8)
+    ending = asyncio.create_task(chat.app.shutdown())
+    late, _ = await chat.connect("/echo")
+    assert await close_code(late) == 1001
+    # Two seconds are what a client gets; the rest is patience with a busy machine.
+    await asyncio.wait_for(ending, 8)
     assert is_gone(transport)
 
 
 # The handshake
 
 
-@pytest.mark.parametrize("path", ["echo", "chat"])
-async def test_plain_get(url: Any, path: str) -> None:
-    async with aiohttp.ClientSession() as session, session.get(url / path) as response:
-        assert (response.status, response.reason) == (426, "Upgrade Required")
-        assert response.headers["Upgrade"] == "websocket"
-        assert response.headers["Sec-WebSocket-Version"] == "13"
-        assert len((await response.text()).split()) > 3
+HANDSHAKE = {"Upgrade": "websocket", "Connection": "Upgrade", "Sec-WebSocket-Key": "A" * 22 + "=="}
+HANDSHAKE |= {"Sec-WebSocket-Version": "13", "Sec-WebSocket-Extensions": "permessage-deflate"}
 
 
-async def handshake(url: Any, path: str, origin: str | None, host: str | None) -> tuple[int, str]:
-    """Return the status of a handshake from a page of an origin, to a name of this machine, and the text."""
-    headers = {"Upgrade": "websocket", "Connection": "Upgrade", "Sec-WebSocket-Version": "13"}
-    headers |= {"Sec-WebSocket-Key": "A" * 22 + "=="} | ({"Origin": origin} if origin else {})
-    headers |= {"Host": host} if host else {}
-    async with aiohttp.ClientSession() as session, session.get(url / path, headers=headers) as response:
-        return response.status, "" if response.status == 101 else await response.text()
+def request(path: str, headers: dict[str, str], method: str = "GET") -> bytes:
+    """Return a request, byte for byte."""
+    lines = [f"{name}: {value}" for name, value in ({"Host": "localhost"} | headers).items()]
+    return "\r\n".join([f"{method} /{path} HTTP/1.1", *lines, "", ""]).encode("latin-1")
 
 
-OWN_NAME = socket.gethostname()
-
-
-@pytest.mark.parametrize(
-    ("origin", "host"),
-    [
-        (None, "x.example"),  # no browser
-        ("http://127.0.0.1:8080", "127.0.0.1:8080"),
-        ("https://[::1]", "[::1]:443"),  # a proxy may add the port
-        ("http://[::1]:8080", "[::1]:8080"),
-        ("HTTP://LOCALHOST:8080", "localhost:8080"),
-        ("http://192.168.1.7", "192.168.1.7:80"),
-        (f"http://{OWN_NAME}:8080", f"{OWN_NAME}:8080"),
-        (f"http://{OWN_NAME}.local", f"{OWN_NAME}.local"),
-        ("https://one.example", "chat.example"),
-        ("https://two.example:8443", "two.example:8443"),
-    ],
-)
-@pytest.mark.parametrize("path", ["echo", "chat"])
-async def test_page_that_is_let_in(serve: Any, path: str, origin: str | None, host: str) -> None:
-    app = await init_app(["--allow-origin", "https://One.example", "--allow-origin", "https://two.example:8443/"])
-    assert await handshake(await serve(app), path, origin, host) == (101, "")
-
-
-@pytest.mark.parametrize(
-    ("origin", "host"),
-    [
-        ("http://evil.example", None),
-        ("null", None),
-        ("http://127.0.0.1:1", None),
-        ("http://", None),
-        ("ftp://localhost", "localhost"),
-        ("http://localhost/", "localhost"),
-        ("http://localhost.evil.example", "localhost"),
-        ("http://attacker.example", "attacker.example"),  # whose name leads to this machine: DNS rebinding
-        ("http://attacker.example:8080", "attacker.example:8080"),
-        ("http://localhost.attacker.example", "localhost.attacker.example"),
-        ("http://127.0.0.1.attacker.example", "127.0.0.1.attacker.example"),
-        ("http://" + "x" * 1000, None),
-    ],
-)
-async def test_page_that_is_refused(url: Any, app: web.Application, caplog: Any, origin: str, host: str | None) -> None:
-    caplog.set_level(logging.INFO)
-    for path in ("echo", "chat"):
-        status, text = await handshake(url, path, origin, host)
-        assert status == 403
-        assert f"--allow-origin {origin[:100]} lets them" in text
-    assert caplog.messages == [f"Refused a page of {origin!r:.100}"] * 2
-    assert who(app) == {}
-
-
-async def test_origin_that_is_no_text(url: Any) -> None:
-    reader, writer = await asyncio.open_connection(url.host, url.port)
-    writer.write(HANDSHAKE.format("GET", "A" * 22 + "==", "13\r\nOrigin: http://\xff").encode("latin-1"))
-    assert await asyncio.wait_for(reader.readline(), TIMEOUT) == b"HTTP/1.1 403 Forbidden\r\n"
+async def respond(chat: Chat, request: bytes) -> str:
+    """Send a request and return the whole response: after a handshake, its headers."""
+    reader, writer = await asyncio.open_connection(chat.url.host, chat.url.port)
+    writer.write(request)
+    async with asyncio.timeout(TIMEOUT):
+        response = await reader.readuntil(b"\r\n\r\n")
+        if (size := re.search(rb"Content-Length: (\d+)", response)) and not request.startswith(b"HEAD"):
+            response += await reader.readexactly(int(size[1]))
     writer.close()
-    await writer.wait_closed()
+    return response.decode()
 
 
-async def test_headers_of_the_page(url: Any) -> None:
-    async with aiohttp.ClientSession() as session:
+@pytest.mark.parametrize("path", ["echo", "chat"])
+async def test_no_handshake(chat: Chat, path: str) -> None:
+    """A browser, for example, that somebody has pointed at the address, and clients that are wrong."""
+    response = await respond(chat, request(path, {}))
+    headers, text = response.split("\r\n\r\n")
+    assert headers.startswith("HTTP/1.1 426 Upgrade Required\r\n")
+    assert {"Upgrade: websocket", "Connection: Upgrade", "Sec-WebSocket-Version: 13"} <= set(headers.split("\r\n"))
+    assert len(text.split()) > 3
+    for name, value in (("Key", "\xff" * 24), ("Key", ""), ("Key", "short"), ("Version", "99")):
+        response = await respond(chat, request(path, {**HANDSHAKE, f"Sec-WebSocket-{name}": value}))
+        assert re.match(r"HTTP/1\.1 4(00|26) ", response)
+    assert re.match("HTTP/1.1 426 ", await respond(chat, request(path, HANDSHAKE, "HEAD")))
+    assert chat.who() == {}
+
+
+NAME = socket.gethostname()
+OWN = ["http://127.0.0.1:8080", "http://[::1]:8080", "HTTP://LOCALHOST:8080", "https://two.example:8443"]
+OWN += [f"http://{NAME}:8080", f"http://{NAME}.local"]
+OWN_PAGES = [(origin, origin.split("/")[2]) for origin in OWN]
+# A proxy may add the port.
+OWN_PAGES += [("http://192.168.1.7", "192.168.1.7:80"), ("https://[::1]", "[::1]:443"), ("https://one.example", "x.y")]
+OTHER = ["http://evil.example", "null", "http://localhost:1", "http://", "ftp://localhost", "http://localhost/"]
+OTHER += ["http://localhost.evil.example", "http://" + "x" * 1000, "http://\xff"]
+OTHER_PAGES = [(origin, "localhost") for origin in OTHER]
+# These names lead to this machine: DNS rebinding.
+REBOUND = ["evil.example", "evil.example:8080", "localhost.evil.example", "127.0.0.1.evil.example"]
+OTHER_PAGES += [(f"http://{host}", host) for host in REBOUND]
+
+
+@pytest.mark.parametrize("path", ["echo", "chat"])
+async def test_origin(chat: Chat, path: str, caplog: pytest.LogCaptureFixture) -> None:
+    """A page is let in if it comes from here, or is allowed by name; a client that is no browser is let in anyway."""
+    caplog.set_level(logging.INFO)
+    options = ["--allow-origin", "https://One.example", "--allow-origin", "https://two.example:8443/"]
+    chat.app[OPTIONS].allow_origin = parse_arguments(options).allow_origin
+    for headers in ({"Host": "x.example"}, *({"Origin": origin, "Host": host} for origin, host in OWN_PAGES)):
+        response = await respond(chat, request(path, HANDSHAKE | headers))
+        assert response.startswith("HTTP/1.1 101 ")
+        assert "Extensions" not in response
+    await eventually(lambda: not chat.who())
+    refusals = []
+    for origin, host in OTHER_PAGES:
+        response = await respond(chat, request(path, {**HANDSHAKE, "Origin": origin, "Host": host}))
+        shown = origin[:100].replace("\xff", "?")
+        assert response.startswith("HTTP/1.1 403 ")
+        assert f"--allow-origin {shown} lets them" in response
+        refusals.append(f"Refused a page of {shown!r:.100}")
+    assert [message for message in caplog.messages if "Refused" in message] == refusals
+    assert chat.who() == {}
+
+
+async def test_headers_of_the_page(chat: Chat) -> None:
+    async with aiohttp.ClientSession(chat.url) as session:
         for path, content_type in (("/", "text/html"), ("/chat.js", "javascript"), ("/chat.css", "text/css")):
-            async with session.get(url.join(URL(path))) as response:
+            async with session.get(path) as response:
                 assert response.content_type.endswith(content_type)  # with nosniff, a browser takes nothing else
                 policy = response.headers["Content-Security-Policy"]
                 assert re.match("default-src 'none'(?!.*unsafe).*frame-ancestors 'none'", policy)
                 names = ("X-Content-Type-Options", "Cache-Control")
                 assert [response.headers[name] for name in names] == ["nosniff", "no-cache"]
-                etag = response.headers["ETag"]
-            async with session.get(url.join(URL(path)), headers={"If-None-Match": etag}) as response:
+            async with session.get(path, headers={"If-None-Match": response.headers["ETag"]}) as response:
                 assert response.status == 304
-
-
-HANDSHAKE = (
-    "{} /chat HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-    "Sec-WebSocket-Key: {}\r\nSec-WebSocket-Version: {}\r\n\r\n"
-)
-
-
-@pytest.mark.parametrize(
-    ("method", "key", "version"),
-    [
-        ("GET", "\xff" * 24, "13"),
-        ("GET", "", "13"),
-        ("GET", "short", "13"),
-        ("GET", "A" * 22 + "==", "99"),
-        ("HEAD", "A" * 22 + "==", "13"),
-    ],
-)
-async def test_invalid_handshake(url: Any, app: web.Application, method: str, key: str, version: str) -> None:
-    reader, writer = await asyncio.open_connection(url.host, url.port)
-    writer.write(HANDSHAKE.format(method, key, version).encode("latin-1"))
-    status = await asyncio.wait_for(reader.readline(), TIMEOUT)
-    assert status.startswith((b"HTTP/1.1 426 ", b"HTTP/1.1 400 "))
-    writer.close()
-    await writer.wait_closed()
-    assert who(app) == {}
 
 
 # All together
 
 
-async def test_one_order_for_a_room(url: Any, join: Join) -> None:
-    members = [await join(url, f"member {number}", "math") for number in range(8)]
-    for member in members:
-        await member.catch_up()
-
-    async def talk(member: Member) -> None:
-        for number in range(100):
-            await member.websocket.send_json({"action": "chat_message", "message": f"{number} of {member.user}"})
-
-    async def listen(member: Member) -> list[str]:
-        """Return the messages in the order in which this member learns of them, its own included."""
-        return [(await member.hear())["message"] for _ in range(800)]
-
-    talking = asyncio.gather(*map(talk, members))
-    orders = await asyncio.gather(*map(listen, members))
-    await talking
-    assert sorted(orders[0]) == sorted(f"{number} of member {member}" for number in range(100) for member in range(8))
-    assert all(order == orders[0] for order in orders)
-
-
-async def test_everybody_talks_at_once(url: Any, join: Join) -> None:
+async def test_everybody_talks_at_once(chat: Chat) -> None:
     """Each of 20 learns of all messages in one order, with the confirmations of its own at their places."""
-    members = [await join(url, f"member {number}", "math") for number in range(20)]
+    members = [await chat.join(f"member {number}", "math") for number in range(20)]
     for member in members:
         await member.catch_up()
 
@@ -645,37 +567,20 @@ async def test_everybody_talks_at_once(url: Any, join: Join) -> None:
     assert all(order == orders[0] for order in orders)
 
 
-async def test_too_much_at_once(url: Any, join: Join, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_too_much_at_once(chat: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
     """A client that sends too much waits for its next response, and so does nobody else."""
-    monkeypatch.setattr(utils, "MAX_RATE", 40_000)
     clock = asyncio.get_running_loop().time
-    bob, amy = await join(url, "Bob", "math"), await join(url, "Amy", "math")
+    bob, amy = await chat.join("Bob", "math"), await chat.join("Amy", "math")
     assert await bob.hear() == joined("math", "Amy")
+    monkeypatch.setattr(utils, "MAX_RATE", 4 * utils.MIN_COST)
     start = clock()
-    for _ in range(4):
-        await bob.websocket.send_json({"action": "chat_message", "message": "x" * 20_000})
-    for _ in range(3):
-        assert (await amy.hear())["message"] == "x" * 20_000
-    # The first 40,000 bytes are free, 20,000 take half a second, and the fourth message waits for them.
-    assert await amy.ask(action="user_list", room="math") == (
-        {"action": "user_list", "success": True, "room": "math", "users": ["Bob", "Amy"]}
-    )
-    assert (await amy.hear())["message"] == "x" * 20_000
-    assert clock() - start > 0.49
-
-
-async def test_nothing_remains_of_rooms_that_are_empty(url: Any, join: Join, app: web.Application) -> None:
-    bob = await join(url, "Bob", "math")
-    for number in range(500):
-        await bob.websocket.send_json({"action": "join_room", "room": f"room {number}"})
-        await bob.websocket.send_json({"action": "user_list", "room": f"other room {number}"})
-    for number in range(500):
-        assert await bob.hear() == succeeded("join_room")
-        users = {"action": "user_list", "success": True, "room": f"other room {number}", "users": []}
-        assert await bob.hear() == users
-    assert who(app) == {"room 499": ["Bob"]}
-    await bob.leave()
-    await eventually(lambda: not app["websockets"])
+    for message in ("x" * 2_000, "short", "last"):
+        await bob.websocket.send_json({"action": "chat_message", "message": message})
+    # The first 2,048 bytes are free. The short message counts 512, a quarter of a second, for which the last one waits.
+    assert [await amy.hear(), await amy.hear()] == [said("Bob", "x" * 2_000), said("Bob", "short")]
+    assert await amy.ask(action="user_list", room="math") == listed("math", "Bob", "Amy")
+    assert await amy.hear() == said("Bob", "last")
+    assert clock() - start > 0.24
 
 
 async def test_view_that_is_cancelled_when_its_client_hangs_up(aiohttp_client: Any) -> None:

@@ -316,6 +316,7 @@ async def test_reconnect(aiohttp_server: Any, join: Join, start: Start, monkeypa
     await guest.shows(f"@ * In default: {name[8:-1]}", name)
     amy = await join(second.make_url("/"), "Amy", "math")
     bob.chat.cancel()
+    await asyncio.wait([bob.chat])
     assert await amy.hear() == {"action": "left", "room": "math", "user": "Bob", "shame": False}
 
 
@@ -489,7 +490,7 @@ async def test_key_that_ends_it(url: URL, join: Join, start: Start, key: str) ->
     """Here, the terminal is the process's own, and makes a signal of Ctrl+C."""
     amy, screen = await join(url, "Amy", "math"), start(url / "chat")
     screen.chat.cancel()
-    await eventually(screen.is_as_it_was)
+    await asyncio.wait([screen.chat])
     streams: Any = {"stdin": screen.slave, "stdout": screen.slave, "stderr": screen.slave}
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "client.py", "--url", str(url / "chat"), "--room", "math", "--nick", "Bob"),

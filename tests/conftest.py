@@ -28,8 +28,17 @@ ROOT = Path(__file__).parent.parent
 TIMEOUT = 20
 # No test speaks TLS, and each of a hundred Pythons would take 30 ms to read the certificates of this machine.
 os.environ["SSL_CERT_FILE"] = os.devnull
+# What a browser says, too.
+HANDSHAKE = {"Upgrade": "websocket", "Connection": "Upgrade", "Sec-WebSocket-Key": "A" * 22 + "=="}
+HANDSHAKE |= {"Sec-WebSocket-Version": "13", "Sec-WebSocket-Extensions": "permessage-deflate"}
 # What no log may hold: an exception, or something that was left behind.
 UNWANTED = re.compile(r"Traceback|Unclosed|never retrieved|was destroyed|Exception ignored|Warning:")
+
+
+StartServer = Callable[..., "Server"]
+StartScript = Callable[..., Awaitable["Script"]]
+Join = Callable[..., Awaitable["Member"]]
+ConnectRaw = Callable[..., Awaitable["RawClient"]]
 
 
 class Server:
@@ -77,7 +86,7 @@ class Server:
 
 
 @pytest.fixture
-def start_server(tmp_path: Path) -> Iterator[Callable[..., Server]]:
+def start_server(tmp_path: Path) -> Iterator[StartServer]:
     """Start servers with `start_server(*options, port=0, files=60)`; they are stopped after the test."""
     servers: list[Server] = []
 
@@ -147,7 +156,7 @@ class Script:
 
 
 @pytest.fixture
-async def start_script() -> AsyncIterator[Callable[..., Awaitable[Script]]]:
+async def start_script() -> AsyncIterator[StartScript]:
     """Start scripts with `await start_script("client.py", "--nick", "Bob")`; they are gone after the test.
 
     Every warning is an error. `shell` is put before the command ("trap '' INT; "), `redirect` behind it (">&-").
@@ -227,6 +236,22 @@ async def serve() -> AsyncIterator[Callable[[web.Application], Awaitable[URL]]]:
         await runner.cleanup()
 
 
+def succeeded(action: str, message: str = "") -> dict[str, Any]:
+    return {"action": action, "success": True, "message": message}
+
+
+def joined(room: str, user: str) -> dict[str, Any]:
+    return {"action": "joined", "room": room, "user": user}
+
+
+def left(room: str, user: str, shame: bool) -> dict[str, Any]:
+    return {"action": "left", "room": room, "user": user, "shame": shame}
+
+
+def said(user: str, message: str) -> dict[str, Any]:
+    return {"action": "chat_message", "message": message, "user": user}
+
+
 class Member:
     """Somebody who chats: a WebSocket, and the name and room that its user has at first."""
 
@@ -266,7 +291,7 @@ class Member:
 
 
 @asynccontextmanager
-async def members() -> AsyncIterator[Callable[..., Awaitable[Member]]]:
+async def members() -> AsyncIterator[Join]:
     """Let members in with `await join(url, nick="Bob", room="math")`; they are gone in the end.
 
     Without a nick and a room, a member stays who and where the server put it.
@@ -291,10 +316,16 @@ async def members() -> AsyncIterator[Callable[..., Awaitable[Member]]]:
 
 
 @pytest.fixture
-async def join() -> AsyncIterator[Callable[..., Awaitable[Member]]]:
+async def join() -> AsyncIterator[Join]:
     """Let members in with `await join(url, nick="Bob", room="math")`; see members()."""
     async with members() as join:
         yield join
+
+
+def request(path: str, headers: dict[str, str], method: str = "GET") -> bytes:
+    """Return a request, byte for byte."""
+    lines = [f"{name}: {value}" for name, value in ({"Host": "localhost"} | headers).items()]
+    return "\r\n".join([f"{method} /{path} HTTP/1.1", *lines, "", ""]).encode("latin-1")
 
 
 class RawClient:
@@ -335,13 +366,23 @@ class RawClient:
         assert opcode == 1
         return json.loads(payload)
 
+    async def close_code(self) -> int:
+        """Return the code of the close frame that comes next."""
+        opcode, payload = await self.next_frame()
+        assert opcode == 8
+        return int.from_bytes(payload[:2])
+
+    def stop_reading(self) -> None:
+        """Leave what the server sends in the system's buffers."""
+        self.writer.transport.pause_reading()  # type: ignore[attr-defined]
+
     def vanish(self) -> None:
         """Break the connection without a word."""
         self.writer.transport.abort()
 
 
 @pytest.fixture
-async def connect_raw() -> AsyncIterator[Callable[..., Awaitable[RawClient]]]:
+async def connect_raw() -> AsyncIterator[ConnectRaw]:
     """Open bare sockets with `await connect_raw(url, path="/chat", receive_buffer=None)`, after the handshake."""
     clients = []
 
@@ -355,10 +396,7 @@ async def connect_raw() -> AsyncIterator[Callable[..., Awaitable[RawClient]]]:
         # A small limit, so that what is not read stays in the socket.
         client = RawClient(*await asyncio.open_connection(sock=plain, limit=1024))
         clients.append(client)
-        client.writer.write(
-            f"GET {path} HTTP/1.1\r\nHost: {address.netloc}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-            "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\nSec-WebSocket-Version: 13\r\n\r\n".encode()
-        )
+        client.writer.write(request(path[1:], HANDSHAKE | {"Host": address.netloc}))
         answer = await asyncio.wait_for(client.reader.readuntil(b"\r\n\r\n"), TIMEOUT)
         assert answer.startswith(b"HTTP/1.1 101 ")
         return client

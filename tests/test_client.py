@@ -23,9 +23,7 @@ from yarl import URL
 
 import client
 from server import init_app
-from tests.conftest import ROOT, TIMEOUT, UNWANTED, Member, Script, eventually
-
-Join = Callable[..., Awaitable[Member]]
+from tests.conftest import ROOT, TIMEOUT, UNWANTED, Join, Member, StartScript, eventually, joined, left, said
 
 
 class Screen:
@@ -187,8 +185,7 @@ async def test_beginning(url: URL, join: Join, start: Start) -> None:
     await somebody.shows("@ * You are now in math", refusal, f"@ * In math: Amy, {user}", f"math {user}>")
     await somebody.type("/quit\n")
     assert await somebody.end() == ""
-    joined, left = {"action": "joined", "room": "math"}, {"action": "left", "room": "math", "shame": False}
-    assert await amy.catch_up() == [{**joined, "user": user}, {**left, "user": user}]
+    assert await amy.catch_up() == [joined("math", user), left("math", user, shame=False)]
     for room in (None, "default"):
         somebody = start(url / "chat", room)
         await eventually(lambda: somebody.rows[-1].startswith("default User"))  # noqa: B023
@@ -196,17 +193,20 @@ async def test_beginning(url: URL, join: Join, start: Start) -> None:
 
 
 async def test_notices(url: URL, join: Join, start_bob: StartBob) -> None:
+    """Tab knows who is there."""
     _, bob = await start_bob()
     carol = await join(url, room="math")
+    await bob.shows(f"@ * {carol.user} joined math", "math Bob>")
+    await bob.type("user\t", f"math Bob> {carol.user}")
     await carol.ask(action="set_nick", nick="Carol")
+    await bob.shows(f"@ * {carol.user} is now known as Carol", f"math Bob> {carol.user}")
+    await bob.type("\x15user\tca\t", "math Bob> user Carol")
     await say(carol, "hello")
     await carol.leave()
     (await join(url, "Dan", "math")).vanish()
-    await bob.shows(
-        *["@ * In math: Amy, Bob", f"@ * {carol.user} joined math", f"@ * {carol.user} is now known as Carol"],
-        *["@ Carol: hello", "@ * Carol left", "@ * Dan joined math", "@ * Dan left without a goodbye: shame!"],
-        "math Bob>",
-    )
+    notices = ["@ Carol: hello", "@ * Carol left", "@ * Dan joined math", "@ * Dan left without a goodbye: shame!"]
+    await bob.shows(*notices, "math Bob> user Carol")
+    await bob.type("\x15ca\t", *notices, "math Bob> ca")
 
 
 NICKNAME = "! A nickname has 1 to 32 printable characters"
@@ -242,10 +242,10 @@ async def test_commands(url: URL, join: Join, start_bob: StartBob) -> None:
         prompt = prompt.replace("math", "art") if "art" in line and "join" in line else prompt
         await bob.type(f"{line}\n", *rows, prompt)
     assert await amy.catch_up() == [
-        {"action": "chat_message", "message": "hello", "user": "Bob"},
-        {"action": "chat_message", "message": "/shrug", "user": "Bob"},
+        said("Bob", "hello"),
+        said("Bob", "/shrug"),
         {"action": "nick_changed", "room": "math", "from_user": "Bob", "to_user": "Robert Two"},
-        {"action": "left", "room": "math", "user": "Robert Two", "shame": False},
+        left("math", "Robert Two", shame=False),
     ]
 
 
@@ -317,7 +317,7 @@ async def test_reconnect(aiohttp_server: Any, join: Join, start: Start, monkeypa
     amy = await join(second.make_url("/"), "Amy", "math")
     bob.chat.cancel()
     await asyncio.wait([bob.chat])
-    assert await amy.hear() == {"action": "left", "room": "math", "user": "Bob", "shame": False}
+    assert await amy.hear() == left("math", "Bob", shame=False)
 
 
 # The screen and the keyboard
@@ -334,7 +334,7 @@ async def test_half_typed_line_survives(start_bob: StartBob, columns: int, rows:
         await bob.shows("math Bob> half typed", cursor=19)
     await bob.type("!", "math Bob> half type!d", cursor=20)
     await bob.type("\n", "@ Bob: half type!d", "math Bob>")
-    assert await amy.hear() == {"action": "chat_message", "message": "half type!d", "user": "Bob"}
+    assert await amy.hear() == said("Bob", "half type!d")
 
 
 async def test_editing(start_bob: StartBob) -> None:
@@ -437,10 +437,10 @@ async def test_text_from_others_is_text(start_bob: StartBob, monkeypatch: pytest
 
 async def test_colour(start_bob: StartBob) -> None:
     amy, bob = await start_bob()
-    await say(amy, "hello, all")
-    await say(amy, "bobby, hello")
-    await say(amy, "hello, BOB!")
-    await bob.type("me\n", "@ Amy: hello, all", "@ Amy: bobby, hello", "@ Amy: hello, BOB!", "@ Bob: me", "math Bob>")
+    texts = ["hello, all", "bobby and kebob", "hello, BOB!"]
+    for text in texts:
+        await say(amy, text)
+    await bob.type("me\n", *(f"@ Amy: {text}" for text in texts), "@ Bob: me", "math Bob>")
     first, second, mark, own = ([bob.screen.buffer[row][column] for column in (6, 12)] for row in range(3, 7))
     assert first[0].fg == second[0].fg == mark[0].fg != own[0].fg
     assert "default" not in (first[0].fg, own[0].fg, bob.screen.buffer[0][8].fg)
@@ -463,7 +463,7 @@ async def test_paused_terminal(start_bob: StartBob) -> None:
     await bob.type("\x13")
     for text in ("one", "two"):  # the second is sent after the response to the first, which is shown
         await bob.type(f"{text}\n")
-        assert await amy.hear() == {"action": "chat_message", "message": text, "user": "Bob"}
+        assert await amy.hear() == said("Bob", text)
         await say(amy, f"I heard {text}")
     await bob.shows("math Bob>")
     await bob.type("\x11", "@ Bob: one", "@ Amy: I heard one", "@ Bob: two", "@ Amy: I heard two", "math Bob>")
@@ -508,13 +508,13 @@ async def test_key_that_ends_it(url: URL, join: Join, start: Start, key: str) ->
         if process.returncode is None:
             process.kill()
         await process.wait()
-    assert await amy.hear() == {"action": "left", "room": "math", "user": "Bob", "shame": False}
+    assert await amy.hear() == left("math", "Bob", shame=False)
 
 
 # Without a terminal
 
 
-async def test_pipe(url: URL, join: Join, start_script: Callable[..., Awaitable[Script]]) -> None:
+async def test_pipe(url: URL, join: Join, start_script: StartScript) -> None:
     """Plain lines, for others: no times and no colours."""
     amy = await join(url, "Amy", "lounge")
     script = await start_script("client.py", "--url", url / "chat", "--room", "lounge", "--nick", "Bob")
@@ -529,8 +529,8 @@ async def test_pipe(url: URL, join: Join, start_script: Callable[..., Awaitable[
     assert shown == output + "\n".join(expected) + "\n"
     bodies = (await amy.catch_up())[2:]
     assert bodies == [
-        *[{"action": "chat_message", "message": text, "user": "Bob"} for text in lines],
-        {"action": "left", "room": "lounge", "user": "Bob", "shame": False},
+        *[said("Bob", text) for text in lines],
+        left("lounge", "Bob", shame=False),
     ]
 
 

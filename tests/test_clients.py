@@ -18,7 +18,7 @@ from aiohttp import web
 from pytest_aiohttp import AiohttpServer
 
 from server import init_app
-from tests.conftest import TIMEOUT, Member, Script
+from tests.conftest import TIMEOUT, Join, StartScript
 
 # What each shows when it has entered, then of a text with an escape sequence, then of a sum; Amy says both.
 SCRIPTS = {
@@ -108,9 +108,9 @@ def run_main(script: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> It
 async def test_end_in_a_busy_room(
     script: str,
     way: str,
-    start_script: Callable[..., Awaitable[Script]],
+    start_script: StartScript,
     aiohttp_server: AiohttpServer,
-    join: Callable[..., Awaitable[Member]],
+    join: Join,
 ) -> None:
     """As a process: only there it is seen what the interpreter says in the end."""
     url = (await aiohttp_server(await init_app())).make_url("/")

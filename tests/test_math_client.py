@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 from yarl import URL
 
+from tests.conftest import Join, said, succeeded
 from tests.test_clients import CLOSED, Output, RunMain, Serve, output, run_main, serve
-from tests.test_math_student import NEVER, Join, hear_sum, math_student, odd_chat, running, see_enter, url
+from tests.test_math_student import NEVER, hear_sum, math_student, odd_chat, running, see_enter, url
 
 __all__ = ["output", "run_main", "serve", "url"]  # the fixtures
 
@@ -44,11 +45,6 @@ def script() -> str:
     return "examples/math_client.py"
 
 
-def say(user: str, message: str) -> dict[str, Any]:
-    """Return the body that tells the others what somebody said."""
-    return {"action": "chat_message", "message": message, "user": user}
-
-
 def test_solves_one_sum_of_two_integers() -> None:
     assert {text: math_client.solve(text) for text in SUMS} == SUMS
     assert {text: math_client.solve(text) for text in NO_SUMS} == dict.fromkeys(NO_SUMS)
@@ -61,7 +57,7 @@ async def test_answers_the_student(url: URL, join: Join) -> None:
         async with running(math_student.run(url, NEVER)):
             await see_enter(alice, "MathStudent")
             result = math_client.solve(await hear_sum(alice))
-            assert await alice.hear() == say("MathBot", f"@MathStudent: {result}")
+            assert await alice.hear() == said("MathBot", f"@MathStudent: {result}")
 
 
 async def test_takes_the_next_name_that_is_free(url: URL, join: Join) -> None:
@@ -83,8 +79,8 @@ async def test_takes_the_next_name_that_is_free(url: URL, join: Join) -> None:
 async def test_odd_values(run_main: RunMain, serve: Serve, output: Output) -> None:
     requests: list[Any] = []
     users = {"action": "user_list", "success": True, "users": ["\x1b[2Jé", 7, None]}
-    said = {"action": "chat_message", "success": True, "message": "\x1bé"}
-    frames = [{"action": "set_nick", "success": True}, users, say("\x1b[2JBobé", "6 * 7"), said]
+    frames = [{"action": "set_nick", "success": True}, users, said("\x1b[2JBobé", "6 * 7")]
+    frames.append(succeeded("chat_message", "\x1bé"))
     assert await run_main(await serve(odd_chat(requests, *map(json.dumps, frames))), "--nick", "Euler") == CLOSED
     assert requests == [
         {"action": "set_nick", "nick": "Euler"},

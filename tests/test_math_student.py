@@ -3,7 +3,7 @@
 import asyncio
 import importlib
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -13,14 +13,13 @@ from pytest_aiohttp import AiohttpServer
 from yarl import URL
 
 from server import init_app
-from tests.conftest import TIMEOUT, Member
+from tests.conftest import TIMEOUT, Join, Member, joined, said
 from tests.test_clients import CLOSED, Output, RunMain, Serve, Talk, output, run_main, serve
 
 __all__ = ["output", "run_main", "serve"]  # the fixtures
 
 math_student: Any = importlib.import_module("examples.math_student")
 
-Join = Callable[..., Awaitable[Member]]
 NEVER = 3600.0
 # What no server should send, and what may not harm a client.
 ODD_FRAMES = """\
@@ -68,16 +67,16 @@ async def url(aiohttp_server: AiohttpServer) -> URL:
 
 async def see_enter(member: Member, name: str) -> None:
     """Hear how a bot comes in and takes its name."""
-    joined = await member.hear()
-    assert joined == {"action": "joined", "room": "math", "user": joined["user"]}
-    renamed = {"action": "nick_changed", "room": "math", "from_user": joined["user"], "to_user": name}
+    body = await member.hear()
+    assert body == joined("math", body["user"])
+    renamed = {"action": "nick_changed", "room": "math", "from_user": body["user"], "to_user": name}
     assert await member.hear() == renamed
 
 
 async def hear_sum(member: Member) -> str:
     """Return the sum that the student asks next."""
     body = await member.hear()
-    assert body == {"action": "chat_message", "message": body["message"], "user": "MathStudent"}
+    assert body == said("MathStudent", body["message"])
     assert re.fullmatch(r"[0-9]{1,2} [-+*/] [0-9]{1,2}", body["message"])
     return str(body["message"])
 
@@ -102,7 +101,7 @@ async def test_laughs_only_at_those_who_leave_without_a_goodbye(url: URL, join: 
         shames = [(body["user"], body["shame"]) for body in [await alice.hear() for _ in range(3)]]
         assert sorted(shames) == [("Bob", False), ("Carol", False), ("Zoë", True)]
         laugh = "Ha ha, Zoë left without a goodbye!"
-        assert await alice.hear() == {"action": "chat_message", "message": laugh, "user": "MathStudent"}
+        assert await alice.hear() == said("MathStudent", laugh)
 
 
 async def test_does_not_share_its_name(url: URL, join: Join, run_main: RunMain) -> None:

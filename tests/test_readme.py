@@ -23,9 +23,8 @@ from aiohttp import web
 import client_echo_example
 import utils
 from server import init_app
-from tests.conftest import PACKAGES, ROOT, TIMEOUT, Member
+from tests.conftest import PACKAGES, ROOT, TIMEOUT, Join, Member
 
-Join = Callable[..., Awaitable[Member]]
 Start = Callable[..., Awaitable[Any]]
 
 README = (ROOT / "README.md").read_text()

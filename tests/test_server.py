@@ -9,7 +9,7 @@ import random
 import re
 import socket
 import struct
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,10 +20,8 @@ from yarl import URL
 
 import utils
 from server import OPTIONS, init_app, parse_arguments
-from tests.conftest import TIMEOUT, Member, RawClient, eventually
-
-Join = Callable[..., Awaitable[Member]]
-ConnectRaw = Callable[..., Awaitable[RawClient]]
+from tests.conftest import HANDSHAKE, TIMEOUT, ConnectRaw, Join, Member, RawClient, eventually, joined, left, request
+from tests.conftest import said, succeeded
 
 
 @dataclass
@@ -70,10 +68,6 @@ async def chat(
     assert not [record for record in caplog.get_records("call") if record.levelno >= logging.ERROR]
 
 
-def succeeded(action: str, message: str = "") -> dict[str, Any]:
-    return {"action": action, "success": True, "message": message}
-
-
 def refused(action: str | None, message: str) -> dict[str, Any]:
     return {"action": action, "success": False, "message": message}
 
@@ -82,30 +76,11 @@ def listed(room: str, *users: str) -> dict[str, Any]:
     return {"action": "user_list", "success": True, "room": room, "users": list(users)}
 
 
-def joined(room: str, user: str) -> dict[str, Any]:
-    return {"action": "joined", "room": room, "user": user}
-
-
-def left(room: str, user: str, shame: bool) -> dict[str, Any]:
-    return {"action": "left", "room": room, "user": user, "shame": shame}
-
-
-def said(user: str, message: str) -> dict[str, Any]:
-    return {"action": "chat_message", "message": message, "user": user}
-
-
 async def see_visit(witness: Member, user: str, *messages: str, shame: bool) -> None:
     """See that somebody came, said these messages and left, and that nothing else happened."""
     visit = [joined("default", user), *(said(user, message) for message in messages), left("default", user, shame)]
     assert [await witness.hear() for _ in visit] == visit
     assert await witness.catch_up() == []
-
-
-async def close_code(raw: RawClient) -> int:
-    """Return the code of the close frame that comes next."""
-    opcode, payload = await raw.next_frame()
-    assert opcode == 8
-    return int.from_bytes(payload[:2])
 
 
 # /echo
@@ -322,7 +297,7 @@ async def test_close_code(chat: Chat, last_frame: bytes, code: int) -> None:
     for path in ("/echo", "/chat"):
         raw, user = await chat.connect(path)
         raw.writer.write(last_frame)
-        assert await close_code(raw) == code
+        assert await raw.close_code() == code
         if code not in FAILURES:
             assert await asyncio.wait_for(raw.reader.read(), TIMEOUT) == b""
         if path == "/chat":
@@ -400,7 +375,7 @@ async def stalled(chat: Chat, monkeypatch: pytest.MonkeyPatch) -> Stalled:
     monkeypatch.setattr(utils, "CLOSE_TIMEOUT", 0.2)
     monkeypatch.setattr(utils, "MAX_BACKLOG", 200_000)
     raw, user = await chat.connect(receive_buffer=4096)
-    raw.writer.transport.pause_reading()  # type: ignore[attr-defined]
+    raw.stop_reading()
     transport = chat.app["websockets"]["default"][user].transport
     transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
     while transport.get_write_buffer_size() < 100_000:
@@ -447,23 +422,13 @@ async def test_shutdown(chat: Chat, stalled: Stalled) -> None:
     _, transport = stalled
     ending = asyncio.create_task(chat.app.shutdown())
     late, _ = await chat.connect("/echo")
-    assert await close_code(late) == 1001
+    assert await late.close_code() == 1001
     # Two seconds are what a client gets; the rest is patience with a busy machine.
     await asyncio.wait_for(ending, 8)
     assert is_gone(transport)
 
 
 # The handshake
-
-
-HANDSHAKE = {"Upgrade": "websocket", "Connection": "Upgrade", "Sec-WebSocket-Key": "A" * 22 + "=="}
-HANDSHAKE |= {"Sec-WebSocket-Version": "13", "Sec-WebSocket-Extensions": "permessage-deflate"}
-
-
-def request(path: str, headers: dict[str, str], method: str = "GET") -> bytes:
-    """Return a request, byte for byte."""
-    lines = [f"{name}: {value}" for name, value in ({"Host": "localhost"} | headers).items()]
-    return "\r\n".join([f"{method} /{path} HTTP/1.1", *lines, "", ""]).encode("latin-1")
 
 
 async def respond(chat: Chat, request: bytes) -> str:

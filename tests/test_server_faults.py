@@ -7,7 +7,6 @@ import random
 import re
 import socket
 from collections import defaultdict
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +16,8 @@ from aiohttp import web
 
 import utils
 from server import init_app
-from tests.conftest import TIMEOUT, Member, RawClient, Server, eventually
-from tests.test_server import ConnectRaw, Join, left, said, succeeded
+from tests.conftest import TIMEOUT, ConnectRaw, Join, Member, RawClient, Server, StartServer, eventually, left, said
+from tests.conftest import succeeded
 
 MEBIBYTE = 1024 * 1024
 
@@ -38,7 +37,7 @@ async def test_member_that_stops_reading(server: Server, join: Join, connect_raw
     members = [await join(server.url) for _ in range(4)]
     raw = await connect_raw(server.url, receive_buffer=4096)
     user = (await raw.hear())["user"]
-    raw.writer.transport.pause_reading()  # type: ignore[attr-defined]
+    raw.stop_reading()
     for member in members:
         await member.catch_up()
     before, message = peak_memory(server), "x" * 60_000
@@ -85,7 +84,7 @@ async def test_client_that_sends_and_never_reads(
     app.on_response_prepare.append(keep_little_in_the_system)
     path, data = FLOODS[what]
     raw = await connect_raw(await serve(app), path, receive_buffer=4096)
-    raw.writer.transport.pause_reading()  # type: ignore[attr-defined]
+    raw.stop_reading()
     async with asyncio.timeout(TIMEOUT):
         while not raw.writer.transport.is_closing():
             raw.writer.write(data * 10)
@@ -151,7 +150,7 @@ async def test_message_that_is_much_too_large(server: Server, join: Join) -> Non
         assert member.websocket.close_code == 1009
 
 
-async def test_no_more_files(start_server: Callable[..., Server], join: Join) -> None:
+async def test_no_more_files(start_server: StartServer, join: Join) -> None:
     """Members notice nothing, the log says so in a line, and when files are free again, people can come."""
     server = start_server(files=60)
     bob = await join(server.url, "Bob", "math")

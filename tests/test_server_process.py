@@ -7,17 +7,13 @@ import socket
 import struct
 import sys
 import time
-from collections.abc import Awaitable, Callable
 
 import aiohttp
 import pytest
 
 from server import main
-from tests.conftest import TIMEOUT, Member, Script, Server, eventually
-from tests.test_server import HANDSHAKE, ConnectRaw, Join, close_code, request
-
-StartServer = Callable[..., Server]
-StartScript = Callable[..., Awaitable[Script]]
+from tests.conftest import HANDSHAKE, TIMEOUT, ConnectRaw, Join, Member, Server, StartScript, StartServer, eventually
+from tests.conftest import request
 
 
 # Strangers
@@ -182,7 +178,7 @@ async def test_shutdown(
     lazy.sendall(request("", {"Content-Length": "10"}))  # and nothing of those 10 bytes
     assert lazy.recv(15) == b"HTTP/1.1 200 OK"
     echo, stalled = await connect_raw(server.url, "/echo"), await connect_raw(server.url, receive_buffer=4096)
-    stalled.writer.transport.pause_reading()  # type: ignore[attr-defined]
+    stalled.stop_reading()
     # Its own confirmations, unread, are what lies between it and the close frame.
     message = stalled.text(action="chat_message", message="x" * 40_000)
     stalled.writer.write(stalled.text(action="join_room", room="art") + message * 20)
@@ -197,7 +193,7 @@ async def test_shutdown(
     ending = asyncio.gather(*map(end, members))
     server.process.send_signal(signal.SIGTERM)
     assert await asyncio.wait_for(ending, TIMEOUT) == [1001] * 20
-    assert await close_code(echo) == 1001
+    assert await echo.close_code() == 1001
     # A second is what all get; the rest is patience with a busy machine.
     assert await asyncio.to_thread(server.process.wait, 8) == 0
     lazy.close()
@@ -219,5 +215,5 @@ async def test_second_ctrl_c(start_server: StartServer, connect_raw: ConnectRaw)
     raw = await connect_raw(server.url)
     await raw.hear()
     server.process.send_signal(signal.SIGINT)
-    assert await close_code(raw) == 1001
+    assert await raw.close_code() == 1001
     server.stop(signal.SIGINT)

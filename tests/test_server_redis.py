@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import signal
 from collections import Counter, defaultdict
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Iterator
 from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
@@ -14,16 +14,13 @@ from typing import Any
 import aiohttp
 import pytest
 
-from tests.conftest import TIMEOUT, Member, RawClient, Script, Server, eventually, run_engine
+from tests.conftest import HANDSHAKE, TIMEOUT, ConnectRaw, Join, Member, Server, StartScript, eventually, run_engine
 
 with contextlib.suppress(ImportError):  # the markers skip the tests then
     from playwright.async_api import async_playwright, expect
     from redis import Redis
 
 pytestmark = pytest.mark.needs("redis")
-
-Join = Callable[..., Awaitable[Member]]
-ConnectRaw = Callable[..., Awaitable[RawClient]]
 
 
 class Process(Server):
@@ -97,10 +94,9 @@ async def join_again(join: Join, url: str, *place: str) -> Member:
 
 async def is_refused(url: str) -> None:
     """Wait for a 503 with a sentence, as long as it takes."""
-    headers = {"Upgrade": "websocket", "Connection": "Upgrade", "Sec-WebSocket-Version": "13"}
     async with asyncio.timeout(TIMEOUT), aiohttp.ClientSession() as session:
         while True:
-            async with session.get(f"{url}/chat", headers=headers) as response:
+            async with session.get(f"{url}/chat", headers=HANDSHAKE) as response:
                 if response.status == 503:
                     assert len((await response.text()).split()) > 3
                     return
@@ -279,7 +275,7 @@ async def test_member_that_stops_reading(chat: Chat, join: Join, connect_raw: Co
     amy, bob = await join(near.url, "Amy"), await join(far.url, "Bob")
     raw = await connect_raw(far.url, receive_buffer=4096)
     user = (await raw.hear())["user"]
-    raw.writer.transport.pause_reading()  # type: ignore[attr-defined]
+    raw.stop_reading()
     async with asyncio.timeout(TIMEOUT):
         while "Dropped" not in far.log:
             assert (await respond(amy, action="chat_message", message="x" * 60_000))[0]["success"]
@@ -302,9 +298,7 @@ async def test_engine_that_comes_later(chat: Chat, join: Join) -> None:
     assert (await join_again(join, process.url, "Bob", "math")).room == "math"
 
 
-async def test_address_that_is_none(
-    start_script: Callable[..., Awaitable[Script]], monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_address_that_is_none(start_script: StartScript, monkeypatch: pytest.MonkeyPatch) -> None:
     script = await start_script("-m", "examples.server_redis", REDIS_URL="nonsense")
     code, _, errors = await script.end()
     assert (code, errors.count("\n")) == (1, 1), errors

@@ -14,13 +14,12 @@ import pytest
 import pytest_asyncio
 
 from server import PAGE_HEADERS, STATIC
-from tests.conftest import TIMEOUT, Member, Server, members
+from tests.conftest import TIMEOUT, Join, Member, Server, StartServer, members
 from utils import MAX_MESSAGE
 
 with contextlib.suppress(ImportError):  # the browser skips a test then
     from playwright.async_api import Browser, Locator, Page, Route, WebSocketRoute, async_playwright, expect
 
-Join = Callable[..., Awaitable[Member]]
 OpenPage = Callable[..., Awaitable["Chat"]]
 
 RANDOM = re.compile(r"^User\d+$")
@@ -346,7 +345,7 @@ async def test_socket_next_to_the_page(open_page: OpenPage) -> None:
     assert (await websocket.value).url == "wss://chat.test/some/where/chat"
 
 
-async def test_restart(start_server: Callable[..., Server], join: Join, open_page: OpenPage) -> None:
+async def test_restart(start_server: StartServer, join: Join, open_page: OpenPage) -> None:
     server = start_server()
     bob = await open_page(server.url, "math", "Bob")
     tries: list[Any] = []
@@ -477,7 +476,7 @@ async def test_5000_messages(bob: Chat, ann: Member) -> None:
     assert abs(before - await line.evaluate(place)) < 3
 
 
-async def test_looks(start_server: Callable[..., Server], join: Join, open_page: OpenPage) -> None:
+async def test_looks(start_server: StartServer, join: Join, open_page: OpenPage) -> None:
     server = start_server()
     chat = await open_page(server.url, "R" * 32, "W" * 32, Chat.pass_through)
     await chat.page.evaluate(importlib.resources.files("axe_playwright_python").joinpath("axe.min.js").read_text())

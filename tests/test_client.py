@@ -372,16 +372,16 @@ async def test_line_that_is_wider_than_the_screen(start_bob: StartBob) -> None:
     await eventually(lambda: bob.rows[-1].endswith("\N{GRINNING FACE} end".replace(" ", "")))
     assert bob.rows[-1].startswith("math Bob> ")
     cursor = bob.screen.cursor.x
-    await say(amy, "hello, how is it over there? I have been waiting for a long time")
-    indented = ["@ Amy: hello, how is it over there?", " " * 11 + "I have been waiting for a", " " * 11 + "long time"]
+    await say(amy, "hello, how is it over there? I have been waiting for a T-shirt")
+    indented = ["@ Amy: hello, how is it over there?", " " * 11 + "I have been waiting for a", " " * 11 + "T-shirt"]
     await bob.shows(*indented, bob.rows[-1], cursor=cursor)
     await bob.type("\x01", *indented, "math Bob> begin日本語日本語日本語日本語", cursor=10)
     bob.resize(24, 12)
     rows = ["@ Amy: hello, how", *(" " * 11 + row for row in ("is it over", "there? I", "have been"))]
-    await bob.shows(*rows, " " * 11 + "waiting for", " " * 11 + "a long time", "math Bob> begin日本語日", cursor=10)
+    await bob.shows(*rows, " " * 11 + "waiting for", " " * 11 + "a T-shirt", "math Bob> begin日本語日", cursor=10)
     bob.resize(90, 12)
     whole = "math Bob> begin" + "日本語" * 10 + "\N{GRINNING FACE}" * 5 + "end"
-    await bob.shows("@ Amy: hello, how is it over there? I have been waiting for a long time", whole, cursor=10)
+    await bob.shows("@ Amy: hello, how is it over there? I have been waiting for a T-shirt", whole, cursor=10)
     # What the shell does after Ctrl+Z, and then `fg`.
     termios.tcsetattr(bob.slave, termios.TCSANOW, bob.attributes)
     bob.stream.feed(b"\r\n[1]+  Stopped\r\n$ fg\r\n")
@@ -404,12 +404,14 @@ async def test_paste(start_bob: StartBob) -> None:
     assert [body["message"] for body in await amy.catch_up()] == ["one", "two", "three", text]
 
 
-async def test_names_that_are_too_long_for_the_prompt(url: URL, start: Start) -> None:
-    """The prompt takes half of the screen at the most."""
-    name = "\N{GRINNING FACE}" * 32
+async def test_names_that_are_too_long(url: URL, join: Join, start: Start) -> None:
+    """The prompt takes half of the screen at the most, and text is not squeezed in beside a name that takes more."""
+    name, nick = "\N{GRINNING FACE}" * 32, "n" * 32
     bob = start(url / "chat", name, name, columns=40)
     await bob.shows(name[:10])
     await bob.type("half", f"{name[:10]}half")
+    await say(await join(url, nick, name), "and text")
+    await bob.shows(f"@ {nick}:", "and text", f"{name[:10]}half")
 
 
 HOSTILE = [

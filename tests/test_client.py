@@ -291,9 +291,12 @@ async def test_server_that_does_not_respond_to_the_goodbye(
 ) -> None:
     """Who has left does not come back, not even with --reconnect."""
     monkeypatch.setattr(client, "GOODBYE_TIMEOUT", 0.1)
-    bob = start(await serve(aiohttp_server, autoclose=False), reconnect=True)
-    await bob.type("/quit\n")
-    assert await bob.end() == "no response; is the server running?"
+    url = await serve(aiohttp_server, autoclose=False)
+    amy, bob = start(url, reconnect=True), start(url, reconnect=True)
+    await amy.type("/quit\n")
+    await bob.shows("r u>")
+    bob.chat.cancel()  # as Ctrl+C does
+    assert await amy.end() == await bob.end() == "no response; is the server running?"
 
 
 async def test_reconnect(aiohttp_server: Any, join: Join, start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -351,13 +354,14 @@ async def test_editing(start_bob: StartBob) -> None:
         ("\x1b[1", "日語本", 4),  # the rest of the key comes late
         ("~x", "x日語本", 1),
         ("\x1b[4~\x15\x1b[5~\x1b\x1b[Z", "", 0),  # keys that mean nothing here
-        ("/jo\t", "/join", 6),
+        ("\tx", " x", 2),  # a tab in what is pasted is a space
+        ("\x15/jo\t", "/join", 6),
         ("\x15hi @am\t", "hi @Amy", 8),
-        ("q\tb", "hi @Amy q b", 11),  # no name begins so; a tab in what is pasted is a space
+        ("q\tb", "hi @Amy q b", 11),  # no name begins so
     ]:
         await bob.type(keys, f"math Bob> {line}".rstrip(), cursor=len("math Bob> ") + cursor)
     await bob.type("\n", "@ Bob: hi @Amy q b", "math Bob>")
-    await bob.type("second\n", "@ Bob: second", "math Bob>")
+    await bob.type("second\n\n", "@ Bob: second", "math Bob>")
     for keys, line in [("new", "new"), ("\x1b[A", "second"), ("\x1bOA\x10", "hi @Amy q b"), ("\x1b[B\x0e\x0e", "new")]:
         await bob.type(keys, f"math Bob> {line}")
     await bob.type("\x04", "math Bob> new")  # leaves on an empty line only
@@ -368,19 +372,19 @@ async def test_editing(start_bob: StartBob) -> None:
 async def test_line_that_is_wider_than_the_screen(start_bob: StartBob) -> None:
     """It stays in one row, and the part around the cursor is seen, also after a change of the size and Ctrl+Z."""
     amy, bob = await start_bob(columns=40)
-    await bob.type("begin" + "日本語" * 10 + "\N{GRINNING FACE}" * 5 + "end")
+    await bob.type("begin" + "日本\uff21" * 10 + "\N{GRINNING FACE}" * 5 + "end")
     await eventually(lambda: bob.rows[-1].endswith("\N{GRINNING FACE} end".replace(" ", "")))
     assert bob.rows[-1].startswith("math Bob> ")
     cursor = bob.screen.cursor.x
     await say(amy, "hello, how is it over there? I have been waiting for a T-shirt")
     indented = ["@ Amy: hello, how is it over there?", " " * 11 + "I have been waiting for a", " " * 11 + "T-shirt"]
     await bob.shows(*indented, bob.rows[-1], cursor=cursor)
-    await bob.type("\x01", *indented, "math Bob> begin日本語日本語日本語日本語", cursor=10)
+    await bob.type("\x01", *indented, "math Bob> begin日本\uff21日本\uff21日本\uff21日本\uff21", cursor=10)
     bob.resize(24, 12)
     rows = ["@ Amy: hello, how", *(" " * 11 + row for row in ("is it over", "there? I", "have been"))]
-    await bob.shows(*rows, " " * 11 + "waiting for", " " * 11 + "a T-shirt", "math Bob> begin日本語日", cursor=10)
+    await bob.shows(*rows, " " * 11 + "waiting for", " " * 11 + "a T-shirt", "math Bob> begin日本\uff21日", cursor=10)
     bob.resize(90, 12)
-    whole = "math Bob> begin" + "日本語" * 10 + "\N{GRINNING FACE}" * 5 + "end"
+    whole = "math Bob> begin" + "日本\uff21" * 10 + "\N{GRINNING FACE}" * 5 + "end"
     await bob.shows("@ Amy: hello, how is it over there? I have been waiting for a T-shirt", whole, cursor=10)
     # What the shell does after Ctrl+Z, and then `fg`.
     termios.tcsetattr(bob.slave, termios.TCSANOW, bob.attributes)
@@ -422,6 +426,8 @@ HOSTILE = [
     ("\u202eright to left\u2066", r"\u202eright to left\u2066"),
     ("half a pair \ud83d", r"half a pair \ud83d"),
     ("\u2028\u200b\u00ad\ufeff\x7f\0", r"\u2028\u200b\xad\ufeff\x7f\x00"),
+    ("e\u0301" * 40, "é" * 40),  # one row: it counts 40 columns
+    ("\N{WOMAN}\u200d\N{ROCKET}", "\N{WOMAN}"),  # an astronaut, of whom this screen shows a half
 ]
 
 
@@ -534,6 +540,25 @@ async def test_pipe(url: URL, join: Join, start_script: StartScript) -> None:
         *[said("Bob", text) for text in lines],
         left("lounge", "Bob", shame=False),
     ]
+
+
+async def test_reader_that_is_slow(url: URL, join: Join, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the end of the input, it is waited for, longer than for anything else."""
+    monkeypatch.setattr(client, "GOODBYE_TIMEOUT", 0.1)
+    amy, lines = await join(url), ["x" * 60_000, "y" * 60_000, "last"]
+    (tmp_path / "in").write_text("\n".join(lines))
+    reading, writing = os.pipe()
+    with (tmp_path / "in").open() as stdin, os.fdopen(writing, "w") as stdout:
+        chat = run_chat(stdin, stdout, url / "chat", None, None)
+        while (await amy.hear()).get("message") != "last":
+            pass
+        await asyncio.sleep(0.2)
+        output = b""
+        while not output.endswith(b": last\n"):
+            output += await asyncio.wait_for(asyncio.to_thread(os.read, reading, 100_000), TIMEOUT)
+        await asyncio.wait([chat])
+    os.close(reading)
+    assert [line.rpartition(": ")[2] for line in output.decode().splitlines()[1:]] == lines
 
 
 async def test_files(url: URL, tmp_path: Path) -> None:

@@ -238,7 +238,8 @@ class Terminal:
 
     def resume(self) -> None:
         """Get keys instead of lines, now or again after Ctrl+Z: the shell has it its own way."""
-        tty.setcbreak(self.stdin, termios.TCSANOW)
+        with contextlib.suppress(termios.error):  # the window may be closed
+            tty.setcbreak(self.stdin, termios.TCSANOW)
         self.draw()
 
     async def print_all(self) -> None:
@@ -249,8 +250,12 @@ class Terminal:
                 texts.append(self.output.get_nowait())
             text = f"\r\033[J{''.join(texts)}{self.row()}" if self.is_real else "".join(texts)
             data = text.encode(self.stdout.encoding, "backslashreplace")
-            while data:
-                data = data[await run_as_daemon(raw(self.stdout).write, data) :]
+            try:
+                while data:
+                    data = data[await run_as_daemon(raw(self.stdout).write, data) :]
+            except OSError:
+                if not self.is_real:  # a window that is closed ends the keyboard, too, and that is a goodbye
+                    raise
             for _ in texts:
                 self.output.task_done()
 
@@ -280,8 +285,10 @@ class Terminal:
         return f"\033[{style}m{text}\033[0m" if style and text and not os.environ.get("NO_COLOR") else text
 
     def columns(self) -> int:
-        """Return how many columns the screen has; a serial line does not know."""
-        return os.get_terminal_size(self.stdout.fileno()).columns or 80
+        """Return how many columns the screen has. A serial line does not know, and a window may be closed."""
+        with contextlib.suppress(OSError):
+            return os.get_terminal_size(self.stdout.fileno()).columns or 80
+        return 80
 
     def row(self) -> str:
         """Return what is typed as one row of the screen, of a long line the part around the cursor; at the end, all."""

@@ -79,6 +79,12 @@ class Screen:
         error = self.chat.exception()  # raised if it goes on
         return client.why(error) if error else ""
 
+    def close(self) -> None:
+        asyncio.get_running_loop().remove_reader(self.master)
+        os.close(self.master)
+        self.stdin.close()
+        self.stdout.close()
+
     def is_as_it_was(self) -> bool:
         """Tell whether the shell gets the terminal as it was, with its prompt at the beginning of a line."""
         is_plain = termios.tcgetattr(self.slave) == self.attributes and os.get_blocking(self.slave)
@@ -114,10 +120,7 @@ async def start(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Start]:
         screen.chat.cancel()
         await asyncio.wait([screen.chat])
         await eventually(screen.is_as_it_was)
-        asyncio.get_running_loop().remove_reader(screen.master)
-        os.close(screen.master)
-        screen.stdin.close()
-        screen.stdout.close()
+        screen.close()
 
 
 @pytest.fixture
@@ -493,16 +496,16 @@ async def test_half_typed_line_at_the_end(aiohttp_server: Any, start: Start) -> 
     await bob.shows(line[:60].rstrip(), line[60:120].rstrip(), line[120:].rstrip())
 
 
-@pytest.mark.parametrize("key", ["\x04", "\x03"])
-async def test_key_that_ends_it(url: URL, join: Join, start: Start, key: str) -> None:
-    """Here, the terminal is the process's own, and makes a signal of Ctrl+C."""
-    amy, screen = await join(url, "Amy", "math"), start(url / "chat")
-    screen.chat.cancel()
-    await asyncio.wait([screen.chat])
-    streams: Any = {"stdin": screen.slave, "stdout": screen.slave, "stderr": screen.slave}
+@pytest.mark.parametrize("key", ["\x04", "\x03", None])
+async def test_terminal_of_ones_own(url: URL, join: Join, monkeypatch: pytest.MonkeyPatch, key: str | None) -> None:
+    """It makes a signal of Ctrl+C, and two when its window is closed. Both are goodbyes, and so is Ctrl+D."""
+    monkeypatch.setenv("TERM", "xterm")
+    amy, screen = await join(url, "Amy", "math"), Screen()
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "client.py", "--url", str(url / "chat"), "--room", "math", "--nick", "Bob"),
-        **streams,
+        stdin=screen.slave,
+        stdout=screen.slave,
+        stderr=asyncio.subprocess.PIPE,
         cwd=ROOT,
         start_new_session=True,
         preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
@@ -510,13 +513,20 @@ async def test_key_that_ends_it(url: URL, join: Join, start: Start, key: str) ->
     try:
         await screen.shows("math Bob>")
         await amy.catch_up()
-        await screen.type(key)
-        assert await asyncio.wait_for(process.wait(), TIMEOUT) == 0
+        if key:
+            await screen.type(key)
+        else:
+            screen.close()
+        _, errors = await asyncio.wait_for(process.communicate(), TIMEOUT)
+        assert (process.returncode, errors) == (0, b"")
     finally:
         if process.returncode is None:
             process.kill()
-        await process.wait()
+            await process.wait()
     assert await amy.hear() == left("math", "Bob", shame=False)
+    if key:
+        await eventually(screen.is_as_it_was)
+        screen.close()
 
 
 # Without a terminal

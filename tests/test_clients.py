@@ -184,7 +184,8 @@ async def test_goodbye_without_a_response(run_main: RunMain, serve: Serve) -> No
             if turn in (10, 20):  # the second one may not cut the goodbye short
                 signal.raise_signal(signal.SIGINT)
 
-    assert await run_main(await serve(talk), GOODBYE_TIMEOUT=0.1) == NO_RESPONSE
+    # Since Python 3.13, a group that is cancelled says nothing of what else fails.
+    assert await run_main(await serve(talk), GOODBYE_TIMEOUT=0.1) in (NO_RESPONSE, "")
 
 
 async def test_handshake_without_a_response(run_main: RunMain) -> None:

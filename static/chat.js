@@ -13,8 +13,7 @@ const HEAD_LIFE = 5 * 60_000; // milliseconds until the next message of the same
 const PATIENCE = 10_000; // milliseconds until a server that owes a response counts as gone
 // A full stop or a bracket behind an address does not belong to it, unless the bracket was opened within.
 const LINK = /https?:\/\/(?:\([^\s()<>]*\)|[^\s()<>])*(?:\([^\s()<>]*\)|[^\s()<>\p{P}]|[\/_#%&@*\-])/u;
-const SHORTEST_PAUSE = 1_000; // milliseconds until the next try to connect, twice as long after each
-const LONGEST_PAUSE = 30_000;
+const [SHORTEST_PAUSE, LONGEST_PAUSE] = [1_000, 30_000]; // milliseconds until the next try, twice as long after each
 
 const find = (id) => document.getElementById(id);
 const isMoving = () => pending.some(({ action }) => action === "join_room" || action === "set_nick");
@@ -107,6 +106,7 @@ function submit(event, action, field) {
   const name = field.value.trim();
   if (field !== messageField) field.value = name;
   if (field !== messageField && isMoving()) return; // somebody clicked twice
+  if (name === field.defaultValue && field === FIELDS.join_room) messageField.focus(); // one has come, and clicks again
   if (name === field.defaultValue) return showRefusal(field, ""); // the name that one has, or no message
   const problem = state === "Connected" ? ask(action, field.value) : "This was not sent, as there was no connection.";
   showRefusal(field, problem);

@@ -13,9 +13,11 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import pytest
 from aiohttp import web
 from pytest_aiohttp import AiohttpServer
+from yarl import URL
 
 from server import init_app
 from tests.conftest import TIMEOUT, Join, StartScript
@@ -219,6 +221,23 @@ async def test_server_that_goes_away(run_main: RunMain, serve: Serve, data: byte
             pass
 
     assert problem in await run_main(await serve(talk))
+
+
+async def test_server_that_falls_silent(run_main: RunMain, serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As when the network is gone: nobody hears of it but by asking, here 300 times as often."""
+    connect, is_over = aiohttp.ClientSession.ws_connect, asyncio.Event()
+
+    def connect_impatiently(session: aiohttp.ClientSession, url: URL, heartbeat: float) -> Any:
+        return connect(session, url, heartbeat=heartbeat / 300)
+
+    async def talk(_: web.WebSocketResponse, transport: asyncio.Transport) -> None:
+        transport.pause_reading()
+        await is_over.wait()
+        transport.abort()
+
+    monkeypatch.setattr(aiohttp.ClientSession, "ws_connect", connect_impatiently)
+    assert await run_main(await serve(talk), GOODBYE_TIMEOUT=0.1) == "URL: No PONG received after 0.05 seconds"
+    is_over.set()
 
 
 async def test_address_of_something_else(run_main: RunMain, aiohttp_server: AiohttpServer) -> None:

@@ -50,24 +50,21 @@ local function bury(process, shame)
   redis.call('ZREM', 'chat:processes', process)
 end
 
-local function newest()
-  local entry = redis.call('XREVRANGE', 'chat:log', '+', '-', 'COUNT', 1)[1]
-  return entry and entry[1] or '0-0'
-end
-
 local actions = {}
 
 -- A process begins to read the log here. Its former self may have lost touch so shortly ago that nobody has buried it.
 function actions.begin()
   bury(value, true)
   redis.call('ZADD', 'chat:processes', now, process)
-  return newest()
+  local newest = redis.call('XREVRANGE', 'chat:log', '+', '-', 'COUNT', 1)[1]
+  return newest and newest[1] or '0-0'
 end
 
 -- A sign of life; the value is the id of the last entry that the process has read.
 function actions.sign()
   -- Where nobody has spoken for long, that id is old. So if nothing is unread, the time counts.
-  local read = value == newest() and now or value:match('%d+')
+  local unread = redis.call('XRANGE', 'chat:log', '(' .. value, '+', 'COUNT', 1)[1]
+  local read = unread and value:match('%d+') or now
   redis.call('ZADD', 'chat:processes', 'GT', read, process)
   for _, dead in ipairs(redis.call('ZRANGEBYSCORE', 'chat:processes', '-inf', now - 5000)) do bury(dead, true) end
   local slowest = redis.call('ZRANGE', 'chat:processes', 0, 0, 'WITHSCORES')[2]

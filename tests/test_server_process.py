@@ -84,7 +84,7 @@ COMMANDS = [
 
 @pytest.mark.parametrize("command", COMMANDS)
 async def test_other_ways_to_run_it(command: str, unused_tcp_port: int, join: Join, start_script: StartScript) -> None:
-    script = await start_script(*command.format(unused_tcp_port).split(), warnings="default")
+    script = await start_script(*command.format(unused_tcp_port).split(), warnings="ignore::DeprecationWarning")
     await eventually(lambda: listens(unused_tcp_port))
     bob = await join(f"http://127.0.0.1:{unused_tcp_port}", "Bob", "math")
     assert (await bob.ask(action="user_list", room="math"))["users"] == ["Bob"]

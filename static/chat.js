@@ -105,7 +105,7 @@ function submit(event, action, field) {
   event.preventDefault();
   const name = field.value.trim();
   if (field !== messageField) field.value = name;
-  if (field !== messageField && isMoving()) return; // somebody clicked twice
+  if (field !== messageField && pending.some((request) => request.action === action)) return; // who clicks twice
   if (name === field.defaultValue && field === FIELDS.join_room) messageField.focus(); // one has come, and clicks again
   if (name === field.defaultValue) return showRefusal(field, ""); // the name that one has, or no message
   const problem = state === "Connected" ? ask(action, field.value) : "This was not sent, as there was no connection.";

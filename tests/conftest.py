@@ -26,9 +26,9 @@ from yarl import URL
 ROOT = Path(__file__).parent.parent
 # Generous: a test waits for what it expects, and only a broken one waits this long.
 TIMEOUT = 20
-# No test speaks TLS, and each of a hundred Pythons would take 30 ms to read the certificates of this machine.
+# No test speaks TLS, and each process that a test starts would take 30 ms to read the certificates of this machine.
 os.environ["SSL_CERT_FILE"] = os.devnull
-# What a browser says, too.
+# The headers of a handshake, as a browser sends them.
 HANDSHAKE = {"Upgrade": "websocket", "Connection": "Upgrade", "Sec-WebSocket-Key": "A" * 22 + "=="}
 HANDSHAKE |= {"Sec-WebSocket-Version": "13", "Sec-WebSocket-Extensions": "permessage-deflate"}
 # What no log may hold: an exception, or something that was left behind.
@@ -304,11 +304,11 @@ async def members() -> AsyncIterator[Join]:
             member = Member(websocket, await websocket.receive_json(timeout=TIMEOUT))
             if nick:
                 answer = await member.ask(action="set_nick", nick=nick)
-                assert answer == {"action": "set_nick", "success": True, "message": ""}
+                assert answer == succeeded("set_nick")
                 member.user = nick
             if room:
                 answer = await member.ask(action="join_room", room=room)
-                assert answer == {"action": "join_room", "success": True, "message": ""}
+                assert answer == succeeded("join_room")
                 member.room = room
             return member
 

@@ -547,10 +547,7 @@ async def test_pipe(url: URL, join: Join, start_script: StartScript) -> None:
     expected.insert(-1, "! This is too long: 200041 bytes of 65536")
     assert shown == output + "\n".join(expected) + "\n"
     bodies = (await amy.catch_up())[2:]
-    assert bodies == [
-        *[said("Bob", text) for text in lines],
-        left("lounge", "Bob", shame=False),
-    ]
+    assert bodies == [*(said("Bob", text) for text in lines), left("lounge", "Bob", shame=False)]
 
 
 async def test_reader_that_is_slow(url: URL, join: Join, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

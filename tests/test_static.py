@@ -14,7 +14,7 @@ import pytest
 import pytest_asyncio
 
 from server import PAGE_HEADERS, STATIC
-from tests.conftest import TIMEOUT, Join, Member, Server, StartServer, members
+from tests.conftest import TIMEOUT, Join, Member, Server, StartServer, joined, left, members, said
 from utils import MAX_MESSAGE
 
 with contextlib.suppress(ImportError):  # the browser skips a test then
@@ -146,7 +146,7 @@ async def say(member: Member, *texts: str) -> None:
 async def test_conversation(server: Server, join: Join, bob: Chat, ann: Member) -> None:
     await bob.page.keyboard.type("Hello, Ann")
     await bob.page.keyboard.press("Enter")
-    assert await ann.hear() == {"action": "chat_message", "message": "Hello, Ann", "user": "Bob"}
+    assert await ann.hear() == said("Bob", "Hello, Ann")
     await bob.page.keyboard.type("two")
     await bob.page.keyboard.press("Shift+Enter")
     await bob.page.keyboard.type("lines")
@@ -179,7 +179,7 @@ async def test_conversation(server: Server, join: Join, bob: Chat, ann: Member) 
     for label, text in (("Message", ""), ("Message", " \n "), ("Nickname", "Bobby "), ("Room", " chess")):
         await bob.enter(label, text)
         await expect(bob.refusal(label)).to_have_text("")
-    assert await dave.catch_up() == [{"action": "joined", "room": "chess", "user": "Bobby"}]
+    assert await dave.catch_up() == [joined("chess", "Bobby")]
     # The keyboard reaches everything, and one sees where it is.
     stops = [bob.field("Room"), bob.button("Join"), bob.field("Nickname"), bob.button("Rename")]
     stops += [bob.page.get_by_role("list", name="Users"), bob.log]
@@ -375,10 +375,10 @@ async def test_restart(start_server: StartServer, join: Join, open_page: OpenPag
     await bob.is_connected("math", "Bobby")
     ann = await join(server.url, "Ann", "math")
     await bob.field("Message").press("Enter")
-    assert await ann.hear() == {"action": "chat_message", "message": "half a sentence", "user": "Bobby"}
+    assert await ann.hear() == said("Bobby", "half a sentence")
     # As it does when the Back button leads to it.
     await bob.page.evaluate("dispatchEvent(new PageTransitionEvent('pagehide', {persisted: true}))")
-    assert await ann.hear() == {"action": "left", "room": "math", "user": "Bobby", "shame": False}
+    assert await ann.hear() == left("math", "Bobby", shame=False)
     await bob.page.evaluate("dispatchEvent(new PageTransitionEvent('pageshow', {persisted: true}))")
     await bob.is_connected("math", "Bobby")
 

@@ -7,7 +7,9 @@ Two tasks share a connection: one reads what the server sends, the other one doe
 import signal
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl+C ends it without a word while the rest is imported
+    signal.signal(
+        signal.SIGINT, signal.SIG_DFL
+    )  # Ctrl+C ends it without a word while the rest is imported
 
 import argparse
 import asyncio
@@ -48,12 +50,27 @@ MAX_WAITING = 10_000  # lines to print, if the terminal is paused, or to send
 HANDSHAKE_TIMEOUT = RESPONSE_TIMEOUT = 10  # seconds for the server to respond
 MIN_PAUSE, MAX_PAUSE = 1, 60  # seconds between two attempts to connect again
 GOODBYE_TIMEOUT = 2  # seconds for the server to respond to the close frame
-NOTICE, ERROR, MARK, PROMPT, FAINT = "36", "31", "1;35", "1", "2"  # cyan, red, bold magenta, bold, dim
-NAMES = [f"38;5;{number}" for number in (32, 166, 28, 162, 136, 98, 30, 167, 64)]  # legible on black and on white
+NOTICE, ERROR, MARK, PROMPT, FAINT = (
+    "36",
+    "31",
+    "1;35",
+    "1",
+    "2",
+)  # cyan, red, bold magenta, bold, dim
+NAMES = [
+    f"38;5;{number}" for number in (32, 166, 28, 162, 136, 98, 30, 167, 64)
+]  # legible on black and on white
 # A key, as a terminal sends it (ESC [ A is the arrow up), or several characters in a row.
 KEY = re.compile(r"\x1b+(?:[\[O][0-?]*[^0-?]|[^\[O\x1b])|[^\x00-\x1f\x7f\x1b]+|[^\x1b]")
 FILLER = "\0"  # stands for the second column that a wide character takes
-SAME = {"\x1b[A": "\x10", "\x1b[B": "\x0e", "\x1b[C": "\x06", "\x1b[D": "\x02", "\x1b[H": "\x01", "\x1b[F": "\x05"}
+SAME = {
+    "\x1b[A": "\x10",
+    "\x1b[B": "\x0e",
+    "\x1b[C": "\x06",
+    "\x1b[D": "\x02",
+    "\x1b[H": "\x01",
+    "\x1b[F": "\x05",
+}
 SAME |= {"\x1b[1~": "\x01", "\x1b[4~": "\x05", "\x1b[3~": "\x04", "\b": "\x7f", "\n": "\r"}
 # What a key makes of the text that is left and right of the cursor.
 EDITS: dict[str, Callable[[str, str], tuple[str, str]]] = {
@@ -85,7 +102,9 @@ class Chat:
     async def read(self) -> None:
         """Show what the server sends, until the connection closes."""
         async for message in self.websocket:
-            if message.type is aiohttp.WSMsgType.ERROR:  # a broken frame, or no response to a heartbeat
+            if (
+                message.type is aiohttp.WSMsgType.ERROR
+            ):  # a broken frame, or no response to a heartbeat
                 raise aiohttp.ClientError(message.data)
             if self.options.verbose:
                 await self.terminal.show(f"< {message.data!r}", FAINT)
@@ -101,7 +120,9 @@ class Chat:
                     self.response.set_result(body)
                     await asyncio.sleep(0)  # who asked goes on before the next message is shown
                 case {"action": "chat_message", "user": str(user), "message": str(text)}:
-                    names_us = re.search(rf"(?<!\w){re.escape(self.user)}(?!\w)", text, re.IGNORECASE)
+                    names_us = re.search(
+                        rf"(?<!\w){re.escape(self.user)}(?!\w)", text, re.IGNORECASE
+                    )
                     await self.terminal.show(text, MARK if names_us else "", user)
                 case {"action": "joined", "user": str(user), "room": str(room)}:
                     self.users.add(user)
@@ -153,12 +174,16 @@ class Chat:
                     case {"users": list(users)}:
                         users = [str(user) for user in users]
                         self.users = set(users) if room == self.room else self.users
-                        await self.terminal.show(f"* In {room}: {', '.join(users) or 'nobody'}", NOTICE)
+                        await self.terminal.show(
+                            f"* In {room}: {', '.join(users) or 'nobody'}", NOTICE
+                        )
             case "/help":
                 for row in HELP.splitlines():
                     await self.terminal.show(f"* {row}", NOTICE)
             case _ if command.startswith("/") and not command.startswith("//"):
-                await self.terminal.show(f"! There is no {command}; /help shows what there is", ERROR)
+                await self.terminal.show(
+                    f"! There is no {command}; /help shows what there is", ERROR
+                )
             case _ if line.strip():
                 text = line.removeprefix("/")
                 if await self.ask(action="chat_message", message=text):
@@ -183,12 +208,16 @@ class Chat:
                 response = await self.response
         except BaseException:
             if "message" in request:  # the connection broke, or the user leaves
-                await self.terminal.show(f"! Maybe nobody has seen this: {request['message']}", ERROR)
+                await self.terminal.show(
+                    f"! Maybe nobody has seen this: {request['message']}", ERROR
+                )
             raise
         if response["success"]:
             return response
         reason = str(response.get("message"))
-        if "already in use" not in reason and "message" not in request:  # its other reasons are about the protocol
+        if (
+            "already in use" not in reason and "message" not in request
+        ):  # its other reasons are about the protocol
             what = "nickname" if "nick" in request else "room's name"
             reason = f"A {what} has 1 to 32 printable characters"
         await self.terminal.show(f"! {reason}", ERROR)
@@ -203,11 +232,18 @@ class Terminal:
 
     def __init__(self, stdin: TextIO, stdout: TextIO) -> None:
         self.stdin, self.stdout = stdin, stdout
-        self.is_real = termios and stdin.isatty() and stdout.isatty() and os.environ.get("TERM", "dumb") != "dumb"
+        self.is_real = (
+            termios
+            and stdin.isatty()
+            and stdout.isatty()
+            and os.environ.get("TERM", "dumb") != "dumb"
+        )
         self.is_open = True
         self.lines: asyncio.Queue[str | None] = asyncio.Queue(MAX_WAITING)  # that have been typed
         self.output: asyncio.Queue[str] = asyncio.Queue(MAX_WAITING)
-        self.messages: deque[tuple[str, str, str, str]] = deque(maxlen=100)  # for when the screen changes its size
+        self.messages: deque[tuple[str, str, str, str]] = deque(
+            maxlen=100
+        )  # for when the screen changes its size
         self.prompt = self.left = self.right = ""  # what is left and right of the cursor
         self.history, self.place = [""], 0  # the last line is the one that is new
         self.words: Callable[[], list[str]] = list  # what Tab completes
@@ -254,14 +290,21 @@ class Terminal:
                 while data:
                     data = data[await run_as_daemon(raw(self.stdout).write, data) :]
             except OSError:
-                if not self.is_real:  # a window that is closed ends the keyboard, too, and that is a goodbye
+                if (
+                    not self.is_real
+                ):  # a window that is closed ends the keyboard, too, and that is a goodbye
                     raise
             for _ in texts:
                 self.output.task_done()
 
     async def show(self, text: str, style: str = "", name: str = "") -> None:
         """Show a message; wait if the terminal has been paused for too long."""
-        message = time.strftime("%H:%M ") if self.stdout.isatty() else "", clean(name), clean(text), style
+        message = (
+            time.strftime("%H:%M ") if self.stdout.isatty() else "",
+            clean(name),
+            clean(text),
+            style,
+        )
         self.messages.append(message)
         await self.output.put(self.render(*message))
 
@@ -272,7 +315,9 @@ class Terminal:
             return f"{head}{text}\n"
         columns = self.columns()
         indent = " " * len(widen(head)) if len(widen(head)) <= columns // 2 else ""
-        wrapper = textwrap.TextWrapper(max(columns - 1, 1), subsequent_indent=indent, break_on_hyphens=False)
+        wrapper = textwrap.TextWrapper(
+            max(columns - 1, 1), subsequent_indent=indent, break_on_hyphens=False
+        )
         rows = "\n".join(wrapper.wrap(widen(head + text))).replace(FILLER, "")
         if not rows.startswith(head):  # the screen is very narrow
             return self.paint(rows, style) + "\n"
@@ -282,7 +327,11 @@ class Terminal:
 
     def paint(self, text: str, style: str) -> str:
         """Return a text in a style, unless colours are not wanted."""
-        return f"\033[{style}m{text}\033[0m" if style and text and not os.environ.get("NO_COLOR") else text
+        return (
+            f"\033[{style}m{text}\033[0m"
+            if style and text and not os.environ.get("NO_COLOR")
+            else text
+        )
 
     def columns(self) -> int:
         """Return how many columns the screen has. A serial line does not know, and a window may be closed."""
@@ -313,7 +362,9 @@ class Terminal:
     def draw_all(self) -> None:
         """Draw everything again, for a screen of another size."""
         rows = "".join(self.render(*message) for message in self.messages).splitlines(keepends=True)
-        self.draw("\033[H\033[2J" + "".join(rows[1 - os.get_terminal_size(self.stdout.fileno()).lines :]))
+        self.draw(
+            "\033[H\033[2J" + "".join(rows[1 - os.get_terminal_size(self.stdout.fileno()).lines :])
+        )
 
     async def read_line(self, prompt: str) -> str | None:
         """Return what the user types, or None at the end of the input; the last line needs no newline."""
@@ -352,16 +403,24 @@ class Terminal:
                 self.history[-1:] = [line, ""] if line else [""]
                 self.left, self.right, self.place = "", "", len(self.history) - 1
             case "\x04" if not line and self.lines.empty():
-                signal.raise_signal(signal.SIGTERM)  # even if nobody waits for lines, as there is no connection
+                signal.raise_signal(
+                    signal.SIGTERM
+                )  # even if nobody waits for lines, as there is no connection
             case "\x04" if not line:
                 await self.lines.put(None)
-            case "\x10" | "\x0e" if 0 <= (place := self.place + (1 if key == "\x0e" else -1)) < len(self.history):
+            case "\x10" | "\x0e" if (
+                0 <= (place := self.place + (1 if key == "\x0e" else -1)) < len(self.history)
+            ):
                 # The arrow up and down, or Ctrl+P and Ctrl+N.
                 self.history[self.place] = line
                 self.left, self.right, self.place = self.history[place], "", place
             case "\t":
                 typed = re.findall(r"[\w/]*$", self.left)[0]
-                if words := [word for word in self.words() if typed and word.lower().startswith(typed.lower())]:
+                if words := [
+                    word
+                    for word in self.words()
+                    if typed and word.lower().startswith(typed.lower())
+                ]:
                     # As far as there is only one way to go on, and to the end if there is only one word.
                     words = words if len(words) > 1 else [f"{words[0]} "]
                     common = os.path.commonprefix(words)  # noqa: RUF071 (these are no paths)
@@ -383,21 +442,26 @@ def clean(text: str) -> str:
     """Return a text from others with everything escaped that could do more than be read (ESC is shown as \\x1b)."""
     # The joiner of emoji (U+200D) is harmless, though not printable; of the spaces, str.isprintable knows only one.
     return "".join(
-        char if char.isprintable() or char == "\u200d" else char.encode("unicode_escape").decode() for char in text
+        char if char.isprintable() or char == "\u200d" else char.encode("unicode_escape").decode()
+        for char in text
     )
 
 
 def widen(text: str) -> str:
     """Return a text that has as many characters as it takes columns of a screen."""
     text = unicodedata.normalize("NFC", text)
-    return "".join(char + FILLER if unicodedata.east_asian_width(char) in "WF" else char for char in text)
+    return "".join(
+        char + FILLER if unicodedata.east_asian_width(char) in "WF" else char for char in text
+    )
 
 
 async def talk(chat: Chat, url: URL) -> None:
     """Connect and chat until the user leaves. To cancel this is to say goodbye; failures are raised."""
     async with (
         aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(HANDSHAKE_TIMEOUT)) as session,
-        session.ws_connect(url, heartbeat=30) as chat.websocket,  # the heartbeat notices a server that fell silent
+        session.ws_connect(
+            url, heartbeat=30
+        ) as chat.websocket,  # the heartbeat notices a server that fell silent
         asyncio.TaskGroup() as tasks,
     ):
         reader = tasks.create_task(chat.read())
@@ -449,11 +513,15 @@ def why(error: BaseException) -> str:
 async def main() -> None:
     """Chat until Ctrl+C, SIGTERM or SIGHUP, which say goodbye, or until the connection ends, which is an error."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--url", type=URL, default="ws://localhost:8080/chat", help="default: %(default)s")
+    parser.add_argument(
+        "--url", type=URL, default="ws://localhost:8080/chat", help="default: %(default)s"
+    )
     parser.add_argument("--nick", help="the name to take")
     parser.add_argument("--room", help="the room to join")
     parser.add_argument("--verbose", action="store_true", help="show every frame")
-    parser.add_argument("--reconnect", action="store_true", help="when the connection ends, connect again")
+    parser.add_argument(
+        "--reconnect", action="store_true", help="when the connection ends, connect again"
+    )
     options = parser.parse_args()
     url = options.url
     if url.scheme not in ("ws", "wss", "http", "https") or not url.host:
@@ -467,7 +535,9 @@ async def main() -> None:
             task.get_loop().call_soon_threadsafe(task.cancel)
 
     for name in {"SIGINT", "SIGTERM", "SIGHUP"} & set(dir(signal)):  # Windows has no SIGHUP
-        if signal.getsignal(number := getattr(signal, name)) is not signal.SIG_IGN:  # nohup ignores it
+        if (
+            signal.getsignal(number := getattr(signal, name)) is not signal.SIG_IGN
+        ):  # nohup ignores it
             signal.signal(number, leave)
     try:
         await task

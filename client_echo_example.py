@@ -6,7 +6,9 @@ Two tasks share one connection. To leave is to stop writing, to say goodbye, and
 import signal
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl+C ends it without a word while the rest is imported
+    signal.signal(
+        signal.SIGINT, signal.SIG_DFL
+    )  # Ctrl+C ends it without a word while the rest is imported
 
 import argparse
 import asyncio
@@ -42,7 +44,9 @@ async def run(url: URL) -> None:
     """Talk to the server until it closes the connection. To cancel this is to say goodbye; failures are raised."""
     async with (
         aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(HANDSHAKE_TIMEOUT)) as session,
-        session.ws_connect(url, heartbeat=30) as websocket,  # the heartbeat notices a server that fell silent
+        session.ws_connect(
+            url, heartbeat=30
+        ) as websocket,  # the heartbeat notices a server that fell silent
         asyncio.TaskGroup() as tasks,
     ):
         reader = tasks.create_task(read(websocket))
@@ -59,10 +63,14 @@ async def run(url: URL) -> None:
 async def main() -> None:
     """Run until Ctrl+C, SIGTERM or SIGHUP, which say goodbye, or until the connection ends, which is an error."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--url", type=URL, default="ws://localhost:8080/echo", help="default: %(default)s")
+    parser.add_argument(
+        "--url", type=URL, default="ws://localhost:8080/echo", help="default: %(default)s"
+    )
     url = parser.parse_args().url
     if url.scheme not in ("ws", "wss", "http", "https") or not url.host:
-        parser.error(f"{str(url)!r} is not the address of a WebSocket, such as ws://localhost:8080/echo")
+        parser.error(
+            f"{str(url)!r} is not the address of a WebSocket, such as ws://localhost:8080/echo"
+        )
     task = asyncio.create_task(run(url))
 
     def leave(*_: object) -> None:
@@ -70,7 +78,9 @@ async def main() -> None:
             task.get_loop().call_soon_threadsafe(task.cancel)
 
     for name in {"SIGINT", "SIGTERM", "SIGHUP"} & set(dir(signal)):  # Windows has no SIGHUP
-        if signal.getsignal(number := getattr(signal, name)) is not signal.SIG_IGN:  # nohup ignores it
+        if (
+            signal.getsignal(number := getattr(signal, name)) is not signal.SIG_IGN
+        ):  # nohup ignores it
             signal.signal(number, leave)
     reason: str | None = "the server closed the connection"
     try:
@@ -85,7 +95,9 @@ async def main() -> None:
         reason = f"this is not a WebSocket: HTTP {errors.exceptions[0]}"
     except* (aiohttp.ClientError, OSError) as errors:
         reason = str(errors.exceptions[0])
-        sys.stdout = sys.stderr  # if it is the output that failed, nothing is left to be flushed there
+        sys.stdout = (
+            sys.stderr
+        )  # if it is the output that failed, nothing is left to be flushed there
     sys.exit(reason and f"{url}: {reason}")
 
 

@@ -3,7 +3,9 @@
 import signal
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl+C ends it without a word while the rest is imported
+    signal.signal(
+        signal.SIGINT, signal.SIG_DFL
+    )  # Ctrl+C ends it without a word while the rest is imported
 
 import argparse
 import asyncio
@@ -24,7 +26,17 @@ from typing import Any
 from aiohttp import WSCloseCode, web
 from aiohttp.http import HttpProcessingError
 
-from utils import UNFLUSHED, ClientSocket, InvalidRequest, User, change_nick, change_room, encode, enter, leave
+from utils import (
+    UNFLUSHED,
+    ClientSocket,
+    InvalidRequest,
+    User,
+    change_nick,
+    change_room,
+    encode,
+    enter,
+    leave,
+)
 from utils import logger, pick_name, read_json, read_request, receive, retrieve_users
 
 PAGE_TIMEOUT = 0.5  # seconds, at the shutdown, for those who are just fetching the page
@@ -75,7 +87,9 @@ async def ws_chat(request: web.Request) -> web.WebSocketResponse:
                 websocket.send(encode(response))
         finally:
             leave(user, shame=websocket.vanished)
-            logger.info("%s disconnected%s", user, " without a goodbye" if websocket.vanished else "")
+            logger.info(
+                "%s disconnected%s", user, " without a goodbye" if websocket.vanished else ""
+            )
     return websocket
 
 
@@ -136,11 +150,16 @@ def check_origin(request: web.Request) -> None:
     """
     origin, host = request.headers.get("Origin", "").lower(), request.host.lower()
     origin = origin.encode(errors="replace").decode()  # it may hold bytes that are no UTF-8
-    here = (f"http://{host.removesuffix(':80')}", f"https://{host.removesuffix(':443')}")  # an Origin has no such port
+    here = (
+        f"http://{host.removesuffix(':80')}",
+        f"https://{host.removesuffix(':443')}",
+    )  # an Origin has no such port
     is_here = origin in here and is_own_host(host)
     if origin and not is_here and origin not in request.app[OPTIONS].allow_origin:
         logger.info("Refused a page of %.100r", origin)
-        raise web.HTTPForbidden(text=f"Pages of {origin:.100} may not connect; --allow-origin {origin:.100} lets them.")
+        raise web.HTTPForbidden(
+            text=f"Pages of {origin:.100} may not connect; --allow-origin {origin:.100} lets them."
+        )
 
 
 def is_own_host(host: str) -> bool:
@@ -179,8 +198,12 @@ async def init_app(argv: Sequence[str] = (), chat: View = ws_chat) -> web.Applic
 def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     """Read the command line; exit with a sentence if it is wrong."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--host", default="0.0.0.0", help="the address to listen on (default: %(default)s)")
-    parser.add_argument("--port", default=8080, type=int, help="the port to listen on (default: %(default)s)")
+    parser.add_argument(
+        "--host", default="0.0.0.0", help="the address to listen on (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--port", default=8080, type=int, help="the port to listen on (default: %(default)s)"
+    )
     parser.add_argument("--verbose", action="store_true", help="log what is said, too")
     parser.add_argument(
         "--allow-origin",
@@ -208,7 +231,9 @@ class LogFilter(logging.Filter):
             self.next_shortage = record.created + 60
         # Whoever asks for the page and hangs up ends asyncio's sendfile() with a RuntimeError. And for want of files,
         # asyncio goes on trying to accept connections, even after the server has stopped listening.
-        is_strangers = isinstance(error, HttpProcessingError) or str(error) == "Transport is closing"
+        is_strangers = (
+            isinstance(error, HttpProcessingError) or str(error) == "Transport is closing"
+        )
         return not is_strangers and "_start_serving" not in record.getMessage()
 
 
@@ -232,7 +257,9 @@ def show(text: str) -> None:
     try:
         print(text, flush=True)
     except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would try again in the end
+        os.dup2(
+            os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
+        )  # or Python would try again in the end
 
 
 def main(init_app: AppFactory = init_app) -> None:
@@ -241,7 +268,9 @@ def main(init_app: AppFactory = init_app) -> None:
     host, port = app[OPTIONS].host, app[OPTIONS].port
     prepare_process(app[OPTIONS].verbose)
     try:
-        web.run_app(app, host=host, port=port, access_log=None, shutdown_timeout=PAGE_TIMEOUT, print=show)
+        web.run_app(
+            app, host=host, port=port, access_log=None, shutdown_timeout=PAGE_TIMEOUT, print=show
+        )
     except web.GracefulExit:
         pass  # Ctrl+C again, while the first was being obeyed
     except (OSError, OverflowError, UnicodeError) as error:

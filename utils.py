@@ -27,7 +27,9 @@ MAX_RATE = 1024 * 1024  # bytes a second that a client may send, after a burst o
 MIN_COST = 512  # bytes that every message counts at least, as what it makes others hear can be longer than itself
 MAX_NAME = 32  # characters of a nickname or of a room's name
 HEARTBEAT = 30.0  # seconds of silence after which a client is pinged; it has half as long to answer
-CLOSE_TIMEOUT = 2.0  # seconds for a client to answer a close frame, and to read what is still unsent
+CLOSE_TIMEOUT = (
+    2.0  # seconds for a client to answer a close frame, and to read what is still unsent
+)
 
 UNFLUSHED = web.AppKey("unflushed", list["ClientSocket"])  # those with something in their outbox
 
@@ -112,7 +114,9 @@ def read_request(message: WSMessage) -> dict[str, Any]:
     """Return the request in a message, with its action and that action's fields checked; raise InvalidRequest."""
     request = read_json(message)
     if not isinstance(request, dict) or not isinstance(action := request.get("action"), str):
-        raise InvalidRequest(f"A request is a JSON object with an action, one of {', '.join(REQUESTS)}.")
+        raise InvalidRequest(
+            f"A request is a JSON object with an action, one of {', '.join(REQUESTS)}."
+        )
     if action not in REQUESTS:
         raise InvalidRequest(f"There is no such action; there are {', '.join(REQUESTS)}.", action)
     for field, (is_right, rule) in REQUESTS[action].items():
@@ -147,7 +151,14 @@ def frame(payload: bytes, opcode: WSMsgType = WSMsgType.TEXT) -> bytes:
 class ClientSocket(web.WebSocketResponse):
     """A client's WebSocket. Nothing that is sent through it ever waits for the client to read it."""
 
-    __slots__ = ("dropped", "outbox", "owner", "transport", "unflushed", "unread")  # what every send looks at, faster
+    __slots__ = (
+        "dropped",
+        "outbox",
+        "owner",
+        "transport",
+        "unflushed",
+        "unread",
+    )  # what every send looks at, faster
 
     def __init__(self, request: web.Request) -> None:
         super().__init__(
@@ -158,7 +169,9 @@ class ClientSocket(web.WebSocketResponse):
             autoclose=False,  # a view can tell a close frame from a broken connection
             compress=False,  # frame() does not compress, and to read what a browser compresses takes much memory
         )
-        self.transport = cast(asyncio.Transport, request.transport)  # if it is None by now, prepare() raises
+        self.transport = cast(
+            asyncio.Transport, request.transport
+        )  # if it is None by now, prepare() raises
         self.owner: object = f"{request.remote}, of {request.path},"  # for the log
         self.outbox: list[bytes] = []
         self.unflushed = request.app[UNFLUSHED]
@@ -171,9 +184,19 @@ class ClientSocket(web.WebSocketResponse):
             if request.method != "GET":
                 raise ValueError("only GET")
             return await super().prepare(request)
-        except (web.HTTPBadRequest, ConnectionError, ValueError):  # ValueError: a Sec-WebSocket-Key that is not ASCII
-            headers = {"Upgrade": "websocket", "Connection": "Upgrade", "Sec-WebSocket-Version": "13"}
-            raise web.HTTPUpgradeRequired(text="Open this address with a WebSocket client.", headers=headers) from None
+        except (
+            web.HTTPBadRequest,
+            ConnectionError,
+            ValueError,
+        ):  # ValueError: a Sec-WebSocket-Key that is not ASCII
+            headers = {
+                "Upgrade": "websocket",
+                "Connection": "Upgrade",
+                "Sec-WebSocket-Version": "13",
+            }
+            raise web.HTTPUpgradeRequired(
+                text="Open this address with a WebSocket client.", headers=headers
+            ) from None
 
     @property
     def vanished(self) -> bool:
@@ -195,7 +218,9 @@ class ClientSocket(web.WebSocketResponse):
             while data := unread.recv(MAX_MESSAGE):
                 protocol.data_received(data)
 
-    async def close(self, *, code: int = WSCloseCode.OK, message: bytes = b"", drain: bool = False) -> bool:
+    async def close(
+        self, *, code: int = WSCloseCode.OK, message: bytes = b"", drain: bool = False
+    ) -> bool:
         """Close as aiohttp does, but give a client CLOSE_TIMEOUT seconds to read what is unsent, and not for ever.
 
         aiohttp itself closes after a broken frame. As closing with something unread is a reset, which can overtake the
@@ -203,7 +228,11 @@ class ClientSocket(web.WebSocketResponse):
         """
         flush([self])
         asyncio.get_running_loop().call_later(CLOSE_TIMEOUT, self.transport.abort)
-        if code in (WSCloseCode.PROTOCOL_ERROR, WSCloseCode.INVALID_TEXT, WSCloseCode.MESSAGE_TOO_BIG):
+        if code in (
+            WSCloseCode.PROTOCOL_ERROR,
+            WSCloseCode.INVALID_TEXT,
+            WSCloseCode.MESSAGE_TOO_BIG,
+        ):
             with contextlib.suppress(OSError):  # the client has disconnected already
                 self.unread = self.transport.get_extra_info("socket").dup()
         return await super().close(code=code, message=message, drain=drain)

@@ -34,7 +34,9 @@ from pathlib import Path
 HOST = "127.0.0.1"
 TIMEOUT = 20.0  # seconds that the load waits for a frame
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
-HANDSHAKE = b"GET /chat HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+HANDSHAKE = (
+    b"GET /chat HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+)
 HANDSHAKE += b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n"
 NO_MASK = bytes(4)  # a mask, too, and spares us the masking; the server can't know, and unmasks
 TEXT = "does anybody know how many of us can talk in one room before it takes too long"
@@ -43,7 +45,9 @@ HEAD = """
 | ---------- | ------: | -------: | ------: | ------------------: | ----------: | --------: | -----------: |"""
 ROW = "| {:10} | {:7} | {:8.2f} | {:7.2f} | {:19,.0f} | {:11.1f} | {:9.1f} | {:12.1f} |"
 
-parse = functools.lru_cache(1000)(json.loads)  # nearly all members get the same bytes, so few have to be parsed
+parse = functools.lru_cache(1000)(
+    json.loads
+)  # nearly all members get the same bytes, so few have to be parsed
 
 
 def frame(payload: bytes, mask: bytes = b"", opcode: int = 1) -> bytes:
@@ -60,7 +64,9 @@ class Member:
         self.rest = b""  # the beginning of a frame whose end has not arrived yet
         self.socket = socket.create_connection((HOST, port), TIMEOUT)
         self.socket.sendall(HANDSHAKE)
-        with self.socket.makefile("rb", buffering=0) as reader:  # a buffer would swallow the first frame
+        with self.socket.makefile(
+            "rb", buffering=0
+        ) as reader:  # a buffer would swallow the first frame
             while reader.readline().strip():
                 pass
         self.socket.settimeout(None)  # with a timeout, each read would take two system calls
@@ -94,7 +100,9 @@ class Room:
         self.members: dict[int, Member] = {}  # by the number of the socket
         self.epoll = select.epoll()
         self.sent: dict[str, float] = {}  # when each text was sent
-        self.missing: dict[str, int] = {}  # how many members have yet to hear a text; "" is that somebody joins
+        self.missing: dict[
+            str, int
+        ] = {}  # how many members have yet to hear a text; "" is that somebody joins
 
     def close(self) -> None:
         """Break all connections."""
@@ -128,7 +136,9 @@ class Room:
     def listen(self) -> list[float]:
         """Read until all have heard everything, what is said meanwhile included; return how long each text took."""
         heard = dict.fromkeys(self.members, 0)
-        order: dict[str, int] = {}  # the place of each text among all, as those know it who hear it first
+        order: dict[
+            str, int
+        ] = {}  # the place of each text among all, as those know it who hear it first
         seconds = []
         while self.missing:
             if not (ready := self.epoll.poll(TIMEOUT)):
@@ -138,7 +148,10 @@ class Room:
                 for payload in member.read():
                     body = parse(payload)
                     text = body.get("message", "")
-                    if text not in self.missing or order.setdefault(text, len(order)) != heard[descriptor]:
+                    if (
+                        text not in self.missing
+                        or order.setdefault(text, len(order)) != heard[descriptor]
+                    ):
                         sys.exit(f"The server sends {payload!r} where something else is due.")
                     heard[descriptor] += 1
                     self.missing[text] -= 1
@@ -155,7 +168,9 @@ def running(name: str) -> Iterator[tuple[int, int]]:
     """Start a server, yield its process id and its port, and end it."""
     ours = [str(Path(__file__).parent.parent / "server.py"), "--host", HOST, "--port", "0"]
     command = [sys.executable, *(ours if name == "server.py" else [__file__, "--serve", name])]
-    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # one before `try` would leave the process behind
+    signal.pthread_sigmask(
+        signal.SIG_BLOCK, SIGNALS
+    )  # one before `try` would leave the process behind
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
         try:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
@@ -167,12 +182,16 @@ def running(name: str) -> Iterator[tuple[int, int]]:
             process.kill()  # a shutdown in good order would take seconds, and is not what is measured
 
 
-def measure(name: str, members: int, talkers: list[int], messages: int) -> dict[int, tuple[float, ...]]:
+def measure(
+    name: str, members: int, talkers: list[int], messages: int
+) -> dict[int, tuple[float, ...]]:
     """Return what a server costs, for each number of talkers: the last cells of a row, but for the ratio."""
     costs: dict[int, tuple[float, ...]] = {}
     with running(name) as (process_id, port), closing(Room()) as room:
         cpu_clock = ~process_id << 3 | 2  # how Linux numbers the CPU clocks of processes
-        statm = Path(f"/proc/{process_id}/statm")  # its second number is the resident memory in pages
+        statm = Path(
+            f"/proc/{process_id}/statm"
+        )  # its second number is the resident memory in pages
         room.join(port, 1)
         room.talk(1, 1)
         pages_before = int(statm.read_text().split()[1])
@@ -184,8 +203,18 @@ def measure(name: str, members: int, talkers: list[int], messages: int) -> dict[
             cpu, seconds = time.clock_gettime(cpu_clock) - cpu_start, time.perf_counter() - start
             deliveries = messages * members
             median, slow = times[messages // 2], times[messages * 99 // 100]
-            memory = (int(statm.read_text().split()[1]) - pages_before) * os.sysconf("SC_PAGE_SIZE") / (members - 1)
-            costs[count] = (cpu / deliveries * 1e6, deliveries / seconds, median * 1e3, slow * 1e3, memory / 1024)
+            memory = (
+                (int(statm.read_text().split()[1]) - pages_before)
+                * os.sysconf("SC_PAGE_SIZE")
+                / (members - 1)
+            )
+            costs[count] = (
+                cpu / deliveries * 1e6,
+                deliveries / seconds,
+                median * 1e3,
+                slow * 1e3,
+                memory / 1024,
+            )
     return costs
 
 
@@ -195,8 +224,12 @@ def run(members: int, talkers: list[int], messages: int, rounds: int) -> None:
 
     _, most_files = resource.getrlimit(resource.RLIMIT_NOFILE)
     if members + 100 > most_files != resource.RLIM_INFINITY:
-        sys.exit(f"So many members need {members + 100} open files, and this system allows {most_files}.")
-    resource.setrlimit(resource.RLIMIT_NOFILE, (members + 100, most_files))  # the servers inherit that
+        sys.exit(
+            f"So many members need {members + 100} open files, and this system allows {most_files}."
+        )
+    resource.setrlimit(
+        resource.RLIMIT_NOFILE, (members + 100, most_files)
+    )  # the servers inherit that
     versions = [f"{name} {importlib.metadata.version(name)}" for name in ("websockets", "aiohttp")]
     cheapest: dict[tuple[str, int], tuple[float, ...]] = {}
     for number in range(1, rounds + 1):
@@ -214,7 +247,10 @@ def run(members: int, talkers: list[int], messages: int, rounds: int) -> None:
 def respond(request: str | bytes) -> list[str]:
     """Return the response to a request, and what all others are told; no request means that somebody joins."""
     if not request:
-        return [json.dumps({"action": action, "user": "User1000"}) for action in ("connecting", "joined")]
+        return [
+            json.dumps({"action": action, "user": "User1000"})
+            for action in ("connecting", "joined")
+        ]
     said = {"action": "chat_message", "message": json.loads(request)["message"]}
     return [json.dumps(said | {"success": True}), json.dumps(said | {"user": "User1000"})]
 
@@ -248,7 +284,9 @@ async def serve_floor() -> None:
         writer.write(b"HTTP/1.1 101 Switching Protocols\r\n\r\n")
         transports.add(writer.transport)
         while request:
-            response, news = (frame(body.encode()) for body in respond(request.partition(NO_MASK)[2]))
+            response, news = (
+                frame(body.encode()) for body in respond(request.partition(NO_MASK)[2])
+            )
             for transport in transports - {writer.transport}:
                 transport.write(news)
             writer.write(response)
@@ -271,15 +309,29 @@ def positive(text: str) -> int:
 
 def main() -> None:
     """Measure and report, or say in a sentence why that can't be done."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--members", default=500, type=positive, help="of the room (default: %(default)s)")
-    parser.add_argument("--talkers", default=[1, 20], nargs="+", type=positive, help="at once (default: 1 20)")
-    parser.add_argument("--messages", default=500, type=positive, help="that they say in all (default: %(default)s)")
-    parser.add_argument("--rounds", default=5, type=positive, help="the cheapest counts (default: %(default)s)")
-    parser.add_argument("--serve", choices=OTHERS, help="be one of the other servers: the benchmark starts them so")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--members", default=500, type=positive, help="of the room (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--talkers", default=[1, 20], nargs="+", type=positive, help="at once (default: 1 20)"
+    )
+    parser.add_argument(
+        "--messages", default=500, type=positive, help="that they say in all (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--rounds", default=5, type=positive, help="the cheapest counts (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--serve", choices=OTHERS, help="be one of the other servers: the benchmark starts them so"
+    )
     arguments = parser.parse_args()
     if max(arguments.talkers) > (most := min(arguments.members - 1, arguments.messages)):
-        parser.error(f"argument --talkers: at most {most} can talk: somebody has to listen, and each says something.")
+        parser.error(
+            f"argument --talkers: at most {most} can talk: somebody has to listen, and each says something."
+        )
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends this as Ctrl+C does
     try:
         if arguments.serve:
@@ -291,7 +343,9 @@ def main() -> None:
     except KeyboardInterrupt:
         sys.exit(130)
     except ModuleNotFoundError as error:
-        sys.exit(f"The package {error.name} is missing; `uv run --group bench benchmarks/fan_out.py` brings it.")
+        sys.exit(
+            f"The package {error.name} is missing; `uv run --group bench benchmarks/fan_out.py` brings it."
+        )
     except OSError as error:
         sys.exit(f"A server can't be measured: {error}.")
 

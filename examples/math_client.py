@@ -3,7 +3,9 @@
 import signal
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl+C ends it without a word while the rest is imported
+    signal.signal(
+        signal.SIGINT, signal.SIG_DFL
+    )  # Ctrl+C ends it without a word while the rest is imported
 
 import argparse
 import asyncio
@@ -30,12 +32,16 @@ def solve(text: str) -> str | None:
         return str({"+": left + right, "-": left - right, "*": left * right}[sign])
     if right == 0:
         return "Sorry, nobody can divide by zero."
-    return str(left / right if left % right else left // right)  # a float would round a long whole result
+    return str(
+        left / right if left % right else left // right
+    )  # a float would round a long whole result
 
 
 async def read(websocket: aiohttp.ClientWebSocketResponse, nick: str, requests: Requests) -> None:
     """Print what the server tells, and hand to the writer what there is to say to it."""
-    names = (nick[: 32 - len(str(number))] + str(number) for number in itertools.count(2))  # 32 characters at most
+    names = (
+        nick[: 32 - len(str(number))] + str(number) for number in itertools.count(2)
+    )  # 32 characters at most
     async for message in websocket:
         if message.type is aiohttp.WSMsgType.ERROR:  # a broken frame, or no response to a heartbeat
             raise aiohttp.ClientError(message.data)
@@ -72,7 +78,9 @@ async def run(url: URL, nick: str) -> None:
     requests: Requests = asyncio.Queue()
     async with (
         aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(HANDSHAKE_TIMEOUT)) as session,
-        session.ws_connect(url, heartbeat=30) as websocket,  # the heartbeat notices a server that fell silent
+        session.ws_connect(
+            url, heartbeat=30
+        ) as websocket,  # the heartbeat notices a server that fell silent
         asyncio.TaskGroup() as tasks,
     ):
         reader = tasks.create_task(read(websocket, nick, requests))
@@ -89,11 +97,17 @@ async def run(url: URL, nick: str) -> None:
 async def main() -> None:
     """Run until Ctrl+C, SIGTERM or SIGHUP, which say goodbye, or until the connection ends, which is an error."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--url", type=URL, default="ws://localhost:8080/chat", help="default: %(default)s")
-    parser.add_argument("--nick", default="MathBot", help="the name to try first (default: %(default)s)")
+    parser.add_argument(
+        "--url", type=URL, default="ws://localhost:8080/chat", help="default: %(default)s"
+    )
+    parser.add_argument(
+        "--nick", default="MathBot", help="the name to try first (default: %(default)s)"
+    )
     arguments = parser.parse_args()
     if arguments.url.scheme not in ("ws", "wss", "http", "https") or not arguments.url.host:
-        parser.error(f"{str(arguments.url)!r} is not the address of a chat, such as ws://localhost:8080/chat")
+        parser.error(
+            f"{str(arguments.url)!r} is not the address of a chat, such as ws://localhost:8080/chat"
+        )
     task = asyncio.create_task(run(arguments.url, arguments.nick))
 
     def leave(*_: object) -> None:
@@ -101,7 +115,9 @@ async def main() -> None:
             task.get_loop().call_soon_threadsafe(task.cancel)
 
     for name in {"SIGINT", "SIGTERM", "SIGHUP"} & set(dir(signal)):  # Windows has no SIGHUP
-        if signal.getsignal(number := getattr(signal, name)) is not signal.SIG_IGN:  # nohup ignores it
+        if (
+            signal.getsignal(number := getattr(signal, name)) is not signal.SIG_IGN
+        ):  # nohup ignores it
             signal.signal(number, leave)
     reason: str | None = "the server closed the connection"
     try:
@@ -112,11 +128,17 @@ async def main() -> None:
         pass  # the writer noticed the end before the reader
     except* (aiohttp.ClientConnectorError, TimeoutError):
         reason = "no response; is the server running?"
-    except* (aiohttp.ClientResponseError, ValueError, RecursionError) as errors:  # the latter are from json()
+    except* (
+        aiohttp.ClientResponseError,
+        ValueError,
+        RecursionError,
+    ) as errors:  # the latter are from json()
         reason = f"this is not a chat: {errors.exceptions[0]}"
     except* (aiohttp.ClientError, OSError) as errors:
         reason = str(errors.exceptions[0])
-        sys.stdout = sys.stderr  # if it is the output that failed, nothing is left to be flushed there
+        sys.stdout = (
+            sys.stderr
+        )  # if it is the output that failed, nothing is left to be flushed there
     sys.exit(reason and f"{arguments.url}: {reason}")
 
 

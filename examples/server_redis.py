@@ -26,13 +26,25 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
 import server
-from utils import ClientSocket, InvalidRequest, Rooms, broadcast, encode, fold, logger, read_request, receive
+from utils import (
+    ClientSocket,
+    InvalidRequest,
+    Rooms,
+    broadcast,
+    encode,
+    fold,
+    logger,
+    read_request,
+    receive,
+)
 
 PATIENCE = 3.0  # seconds to wait for Redis; the others bury a process after 5, so it gives up before they do
 SIGN_OF_LIFE = 1.0  # seconds between two of them
 PAUSE = 0.5  # seconds between two attempts to reach Redis, and the longest wait for news in the log
 BATCH = 100  # entries of the log that are read at once
-MAX_CALLS = 8  # requests of members that wait for Redis at the same time, each on a connection of its own
+MAX_CALLS = (
+    8  # requests of members that wait for Redis at the same time, each on a connection of its own
+)
 
 SCRIPT = Path(__file__).with_suffix(".lua").read_text()
 
@@ -56,7 +68,9 @@ async def ws_chat(request: web.Request) -> web.WebSocketResponse:
     """Let a client chat, as a user who is in one room at a time."""
     process = request.app[PROCESS]
     if not process.id:
-        raise web.HTTPServiceUnavailable(text="The chat is out of touch with Redis. Try again in a few seconds.")
+        raise web.HTTPServiceUnavailable(
+            text="The chat is out of touch with Redis. Try again in a few seconds."
+        )
     async with server.open_websocket(request) as websocket:
         view = asyncio.current_task()
         assert view
@@ -68,14 +82,18 @@ async def ws_chat(request: web.Request) -> web.WebSocketResponse:
                 try:
                     await handle_request(process, member, read_request(message))
                 except InvalidRequest as error:
-                    websocket.send(encode({"action": error.action, "success": False, "message": str(error)}))
+                    websocket.send(
+                        encode({"action": error.action, "success": False, "message": str(error)})
+                    )
         except asyncio.CancelledError:
             if member.lost:
                 await websocket.close(code=WSCloseCode.SERVICE_RESTART)
             raise
         finally:
             await process.leave(member)
-            logger.info("%s disconnected%s", member, " without a goodbye" if websocket.vanished else "")
+            logger.info(
+                "%s disconnected%s", member, " without a goodbye" if websocket.vanished else ""
+            )
     return websocket
 
 
@@ -101,9 +119,15 @@ class Process:
     def __init__(self, url: str, rooms: Rooms) -> None:
         # Never a second attempt: a script whose response was lost may have run. And no timeouts of redis-py, which
         # uses asyncio.wait_for() for them: on Python 3.11, that loses a cancellation now and then.
-        never: dict[str, Any] = {"retry": Retry(NoBackoff(), 0), "socket_timeout": None, "socket_connect_timeout": None}
+        never: dict[str, Any] = {
+            "retry": Retry(NoBackoff(), 0),
+            "socket_timeout": None,
+            "socket_connect_timeout": None,
+        }
         # A message may hold half of a surrogate pair.
-        self.redis = Redis.from_url(url, decode_responses=True, encoding_errors="surrogatepass", **never)
+        self.redis = Redis.from_url(
+            url, decode_responses=True, encoding_errors="surrogatepass", **never
+        )
         self.redis.connection_pool.make_connection()  # type: ignore[no-untyped-call]  # raises if the URL is wrong
         self.script = self.redis.register_script(SCRIPT)
         self.life: asyncio.Task[None]
@@ -211,7 +235,9 @@ class Process:
                 async with self.in_touch():
                     await self.read_log()
             async with self.in_touch():
-                await self.redis.aclose()  # the connections of before may be broken without knowing it
+                await (
+                    self.redis.aclose()
+                )  # the connections of before may be broken without knowing it
             await asyncio.sleep(PAUSE)
             await self.begin()
 

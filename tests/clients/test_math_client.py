@@ -7,9 +7,17 @@ from typing import Any
 import pytest
 from yarl import URL
 
-from tests.conftest import Join, said, succeeded
-from tests.test_clients import CLOSED, Output, RunMain, Serve, output, run_main, serve
-from tests.test_math_student import NEVER, hear_sum, math_student, odd_chat, running, see_enter, url
+from tests.clients.test_ends import CLOSED, Output, RunMain, Serve, output, run_main, serve
+from tests.clients.test_math_student import (
+    NEVER,
+    hear_sum,
+    math_student,
+    odd_chat,
+    running,
+    see_enter,
+    url,
+)
+from tests.helpers import Join, said, succeeded
 
 __all__ = ["output", "run_main", "serve", "url"]  # the fixtures
 
@@ -70,7 +78,9 @@ async def test_takes_the_next_name_that_is_free(url: URL, join: Join) -> None:
             await see_enter(alice, "L" * 31 + "2")
             await alice.ask(action="chat_message", message="What is 1 + 1?")
             await alice.ask(action="chat_message", message="1 + 1")
-            heard = [await alice.hear() for _ in range(2)]  # both answer Alice's sum, and neither answers the other
+            heard = [
+                await alice.hear() for _ in range(2)
+            ]  # both answer Alice's sum, and neither answers the other
             assert sorted(body["user"] for body in heard) == ["L" * 31 + "2", "MathBot10"]
             assert {body["message"] for body in heard} == {"@Alice: 2"}
             assert await alice.catch_up() == []
@@ -81,13 +91,23 @@ async def test_odd_values(run_main: RunMain, serve: Serve, output: Output) -> No
     users = {"action": "user_list", "success": True, "users": ["\x1b[2Jé", 7, None]}
     frames = [{"action": "set_nick", "success": True}, users, said("\x1b[2JBobé", "6 * 7")]
     frames.append(succeeded("chat_message", "\x1bé"))
-    assert await run_main(await serve(odd_chat(requests, *map(json.dumps, frames))), "--nick", "Euler") == CLOSED
+    assert (
+        await run_main(await serve(odd_chat(requests, *map(json.dumps, frames))), "--nick", "Euler")
+        == CLOSED
+    )
     assert requests == [
         {"action": "set_nick", "nick": "Euler"},
         {"action": "user_list", "room": "math"},
         {"action": "chat_message", "message": "@\x1b[2JBobé: 42"},
     ]
-    lines = ["In the room are:", r"  '\x1b[2J\xe9'", "  7", "  None", r"'\x1b[2JBob\xe9': '6 * 7'", r"> '\x1b\xe9'"]
+    lines = [
+        "In the room are:",
+        r"  '\x1b[2J\xe9'",
+        "  7",
+        "  None",
+        r"'\x1b[2JBob\xe9': '6 * 7'",
+        r"> '\x1b\xe9'",
+    ]
     assert output().splitlines() == lines
 
 
@@ -95,7 +115,10 @@ async def test_odd_values(run_main: RunMain, serve: Serve, output: Output) -> No
 @pytest.mark.parametrize(
     ("frame", "problem"),
     [
-        ('{"echo": {"action": "join_room", "room": "math"}}', "this is not a chat: /echo instead of /chat"),
+        (
+            '{"echo": {"action": "join_room", "room": "math"}}',
+            "this is not a chat: /echo instead of /chat",
+        ),
         (
             '{"action": "set_nick", "success": false, "message": "No\\u001b\\u00e9"}',
             r"the server refuses: 'No\x1b\xe9'",

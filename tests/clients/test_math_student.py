@@ -13,8 +13,8 @@ from pytest_aiohttp import AiohttpServer
 from yarl import URL
 
 from server import init_app
-from tests.conftest import TIMEOUT, Join, Member, joined, said
-from tests.test_clients import CLOSED, Output, RunMain, Serve, Talk, output, run_main, serve
+from tests.clients.test_ends import CLOSED, Output, RunMain, Serve, Talk, output, run_main, serve
+from tests.helpers import TIMEOUT, Join, Member, joined, said
 
 __all__ = ["output", "run_main", "serve"]  # the fixtures
 
@@ -91,7 +91,9 @@ async def test_asks_at_once_and_again_at_every_interval(url: URL, join: Join) ->
 
 
 async def test_laughs_only_at_those_who_leave_without_a_goodbye(url: URL, join: Join) -> None:
-    bob, carol, zoe, alice = [await join(url.origin(), nick=name, room="math") for name in ("Bob", "Carol", "Zoë", "A")]
+    bob, carol, zoe, alice = [
+        await join(url.origin(), nick=name, room="math") for name in ("Bob", "Carol", "Zoë", "A")
+    ]
     async with running(math_student.run(url, NEVER)):
         await see_enter(alice, "MathStudent")
         await hear_sum(alice)
@@ -112,14 +114,23 @@ async def test_does_not_share_its_name(url: URL, join: Join, run_main: RunMain) 
 
 async def test_odd_values(run_main: RunMain, serve: Serve, output: Output) -> None:
     requests: list[Any] = []
-    frames = '{"action": "set_nick", "success": true}', '{"action": "left", "room": "math", "user": 1, "shame": true}'
+    frames = (
+        '{"action": "set_nick", "success": true}',
+        '{"action": "left", "room": "math", "user": 1, "shame": true}',
+    )
     assert await run_main(await serve(odd_chat(requests, *frames))) == CLOSED
-    assert [request["action"] for request in requests] == ["set_nick", "chat_message", "chat_message"]
+    assert [request["action"] for request in requests] == [
+        "set_nick",
+        "chat_message",
+        "chat_message",
+    ]
     assert requests[2]["message"] == "Ha ha, 1 left without a goodbye!"
     assert output() == "'odd': ['1 + 1']\n'odd': 2\n"
 
 
 @pytest.mark.parametrize("interval", ["0", "nan"])
-async def test_asks_for_an_interval_that_passes(run_main: RunMain, interval: str, capsys: Any) -> None:
+async def test_asks_for_an_interval_that_passes(
+    run_main: RunMain, interval: str, capsys: Any
+) -> None:
     assert await run_main("ws://localhost/chat", "--interval", interval) == "2"
     assert capsys.readouterr().err.endswith("the interval has to be more than 0 seconds\n")

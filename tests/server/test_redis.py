@@ -14,8 +14,19 @@ from typing import Any
 import aiohttp
 import pytest
 
-from tests.conftest import HANDSHAKE, TIMEOUT, ConnectRaw, Join, Member, Server, StartScript, eventually, left
-from tests.conftest import run_engine, said
+from tests.helpers import (
+    HANDSHAKE,
+    TIMEOUT,
+    ConnectRaw,
+    Join,
+    Member,
+    Server,
+    StartScript,
+    eventually,
+    left,
+    run_engine,
+    said,
+)
 
 with contextlib.suppress(ImportError):  # the markers skip the tests then
     from playwright.async_api import async_playwright, expect
@@ -89,7 +100,10 @@ async def join_again(join: Join, url: str, *place: str) -> Member:
         while True:
             try:
                 return await join(url, *place)
-            except (aiohttp.WSServerHandshakeError, aiohttp.WSMessageTypeError):  # the latter is the end at once
+            except (
+                aiohttp.WSServerHandshakeError,
+                aiohttp.WSMessageTypeError,
+            ):  # the latter is the end at once
                 await asyncio.sleep(0.05)
 
 
@@ -125,14 +139,19 @@ async def test_one_order(chat: Chat, join: Join) -> None:
         """Never hear of oneself; nothing of a room one is not in, or not yet in."""
         own, room = {member.user}, "math"
         for number in range(30):
-            _, heard = await respond(member, action="chat_message", message=f"{number} of {member.user}")
+            _, heard = await respond(
+                member, action="chat_message", message=f"{number} of {member.user}"
+            )
             if number % 5 == 0:
                 member.user += "'"
                 own.add(member.user)
                 heard += (await respond(member, action="set_nick", nick=member.user))[1]
             elif number % 5 == 2:
                 heard += (await respond(member, action="join_room", room="art"))[1]
-                room, (_, elsewhere) = "math", await respond(member, action="join_room", room="math")
+                room, (_, elsewhere) = (
+                    "math",
+                    await respond(member, action="join_room", room="math"),
+                )
                 assert all(body.get("room", "art") == "art" for body in elsewhere)
                 assert not any("watcher" in body.get("user", "") for body in elsewhere)
             assert all(body.get("room", room) == room for body in heard)
@@ -178,15 +197,22 @@ async def test_processes_that_end(chat: Chat, join: Join) -> None:
     killed, ended, stopped, *others = chat.start(5)
     watchers = [await join(process.url, f"watcher {process.port}") for process in others]
     sizes = {killed: 50, ended: 20, stopped: 20}
-    names = {process: [f"{process.port} {number}" for number in range(sizes[process])] for process in sizes}
-    members = {process: [await join(process.url, name) for name in names[process]] for process in names}
+    names = {
+        process: [f"{process.port} {number}" for number in range(sizes[process])]
+        for process in sizes
+    }
+    members = {
+        process: [await join(process.url, name) for name in names[process]] for process in names
+    }
     for watcher in watchers:
         await watcher.catch_up()
 
     killed.process.kill()
     killed.process.wait()
     stopped.process.send_signal(signal.SIGSTOP)
-    await members[stopped][0].websocket.send_json({"action": "chat_message", "message": "posthumous"})
+    await members[stopped][0].websocket.send_json(
+        {"action": "chat_message", "message": "posthumous"}
+    )
     ended.process.terminate()
     ending = asyncio.gather(*map(hear_end, members[ended]))
     shame = {name: [process is not ended] for process in names for name in names[process]}
@@ -215,7 +241,9 @@ async def test_processes_that_end(chat: Chat, join: Join) -> None:
 @pytest.mark.parametrize("fault", ["killed", "old snapshot", "stopped", "flushed"])
 async def test_engine_that_fails(chat: Chat, join: Join, fault: str) -> None:
     processes = chat.start(2)
-    members = [await join(process.url, f"member of {process.port}", "math") for process in processes]
+    members = [
+        await join(process.url, f"member of {process.port}", "math") for process in processes
+    ]
     with chat.redis() as redis:
         if fault == "old snapshot":
             redis.save()
@@ -259,7 +287,9 @@ async def test_connections_that_are_cut(chat: Chat, join: Join) -> None:
             sessions += 1
             said = 0
             heard: dict[str, list[int]] = defaultdict(list)
-            with contextlib.suppress(aiohttp.ClientError, TypeError):  # TypeError: the end instead of a body
+            with contextlib.suppress(
+                aiohttp.ClientError, TypeError
+            ):  # TypeError: the end instead of a body
                 while not is_over.is_set():
                     _, bodies = await respond(member, action="chat_message", message=str(said))
                     said += 1
@@ -305,7 +335,9 @@ async def test_engine_that_comes_later(chat: Chat, join: Join) -> None:
     assert (await join_again(join, process.url, "Bob", "math")).room == "math"
 
 
-async def test_address_that_is_none(start_script: StartScript, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_address_that_is_none(
+    start_script: StartScript, monkeypatch: pytest.MonkeyPatch
+) -> None:
     script = await start_script("-m", "examples.server_redis", REDIS_URL="nonsense")
     code, _, errors = await script.end()
     assert (code, errors.count("\n")) == (1, 1), errors
@@ -316,7 +348,10 @@ async def test_address_that_is_none(start_script: StartScript, monkeypatch: pyte
 async def test_page_comes_back_by_itself(chat: Chat, chromium: str) -> None:
     (process,) = chat.start(1)
     expect.set_options(timeout=TIMEOUT * 1000)
-    async with async_playwright() as playwright, await playwright.chromium.launch(executable_path=chromium) as browser:
+    async with (
+        async_playwright() as playwright,
+        await playwright.chromium.launch(executable_path=chromium) as browser,
+    ):
         page = await browser.new_page()
         await page.goto(process.url)
         status = page.get_by_role("status")

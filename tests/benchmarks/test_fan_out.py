@@ -21,7 +21,10 @@ def test_the_report_is_complete() -> None:
     options = ["--members=5", "--messages=9", "--rounds=1", "--talkers", "1", "2"]
     output = check_output(COMMAND + options, text=True, timeout=60)
     rows = [line.replace(",", "").split()[1::2] for line in output.splitlines() if "|" in line][2:]
-    assert " ".join(row[0] + row[1] for row in rows) == "server.py1 server.py2 websockets1 websockets2 floor1 floor2"
+    assert (
+        " ".join(row[0] + row[1] for row in rows)
+        == "server.py1 server.py2 websockets1 websockets2 floor1 floor2"
+    )
     for row, floor in zip(rows, rows[-2:] * 3, strict=True):
         cpu, ratio, rate, median, slow, _ = map(float, row[2:])
         assert ratio == pytest.approx(cpu / float(floor[2]), abs=0.05)
@@ -31,15 +34,35 @@ def test_the_report_is_complete() -> None:
 @pytest.mark.parametrize(
     ("options", "code", "sentence"),
     [
-        ("--talkers 1 500", 2, "argument --talkers: at most 499 can talk: somebody has to listen, and each says some"),
+        (
+            "--talkers 1 500",
+            2,
+            "argument --talkers: at most 499 can talk: somebody has to listen, and each says some",
+        ),
         ("--messages 0", 2, "argument --messages: invalid positive value: '0'"),
-        ("--members 1000000000", 1, "So many members need 1000000100 open files, and this system allows "),
-        ("", 1, "The package websockets is missing; `uv run --group bench benchmarks/fan_out.py` brings it."),
+        (
+            "--members 1000000000",
+            1,
+            "So many members need 1000000100 open files, and this system allows ",
+        ),
+        (
+            "",
+            1,
+            "The package websockets is missing; `uv run --group bench benchmarks/fan_out.py` brings it.",
+        ),
     ],
 )
-def test_what_cannot_be_measured(options: str, code: int, sentence: str) -> None:  # -S: with no packages
-    ended = run([sys.executable, "-S", *COMMAND[1:], *options.split()], stderr=PIPE, text=True, timeout=60)
-    assert (ended.returncode, sentence in ended.stderr, ended.stderr.count("Traceback")) == (code, True, 0)
+def test_what_cannot_be_measured(
+    options: str, code: int, sentence: str
+) -> None:  # -S: with no packages
+    ended = run(
+        [sys.executable, "-S", *COMMAND[1:], *options.split()], stderr=PIPE, text=True, timeout=60
+    )
+    assert (ended.returncode, sentence in ended.stderr, ended.stderr.count("Traceback")) == (
+        code,
+        True,
+        0,
+    )
 
 
 @bench
@@ -49,7 +72,9 @@ def test_an_interrupt_leaves_nothing_behind() -> None:
         assert process.stderr.readline() == b"Round 1 of 5 ...\n"
         process.send_signal(signal.SIGINT)
         assert (process.wait(20), process.stderr.read()) == (130, b"")
-    with pytest.raises(ProcessLookupError):  # the process was the leader of a group that has no members any more
+    with pytest.raises(
+        ProcessLookupError
+    ):  # the process was the leader of a group that has no members any more
         os.killpg(process.pid, 0)
 
 
@@ -63,18 +88,28 @@ def test_frames_may_be_cut_anywhere() -> None:
             heard = member.read()
             server.sendall(stream[cut:])
             assert heard + member.read() == [b"a", b"b" * 130]
-            assert server.recv(100) == fan_out.frame(b"?", mask=bytes(4), opcode=10)  # the ping is answered
+            assert server.recv(100) == fan_out.frame(
+                b"?", mask=bytes(4), opcode=10
+            )  # the ping is answered
 
 
 @pytest.mark.parametrize(("copies", "swapped"), [(0, b""), (2, b""), (1, b"09"), (1, b"12")])
-def test_the_load_notices_what_is_wrong(copies: int, swapped: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_load_notices_what_is_wrong(
+    copies: int, swapped: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def spoil(member: object) -> list[bytes]:  # the response, which names no user, stays as it is
-        return [copy for p in read(member) for copy in ([p.translate(table)] * copies if b"user" in p else [p])]
+        return [
+            copy
+            for p in read(member)
+            for copy in ([p.translate(table)] * copies if b"user" in p else [p])
+        ]
 
     read, table = fan_out.Member.read, bytes.maketrans(swapped, swapped[::-1])
     with fan_out.running("floor") as (_, port), closing(fan_out.Room()) as room:
         room.join(port, 4)
         monkeypatch.setattr(fan_out.Member, "read", spoil)
         monkeypatch.setattr(fan_out, "TIMEOUT", 0.2)
-        with pytest.raises(SystemExit, match=r"something else is due|nothing came for 0\.2 seconds"):
+        with pytest.raises(
+            SystemExit, match=r"something else is due|nothing came for 0\.2 seconds"
+        ):
             room.talk(talkers := 3 if copies else 1, messages=talkers)

@@ -28,7 +28,9 @@ class Chat(RuleBasedStateMachine):
         self.model: list[Any] = []
 
     def is_taken(self, room: str, name: str) -> bool:
-        return any(member.room == room and member.name.lower() == name.lower() for member in self.model)
+        return any(
+            member.room == room and member.name.lower() == name.lower() for member in self.model
+        )
 
     def tell_others(self, member: Any, action: str, **fields: Any) -> None:
         for other in self.model:
@@ -41,7 +43,9 @@ class Chat(RuleBasedStateMachine):
         assert not any(self.is_taken(room, name) for room in self.rooms)
         heard: list[Any] = []
         socket: Any = SimpleNamespace(send=lambda frame: heard.append(json.loads(frame[2:])))
-        member = SimpleNamespace(user=User(self.rooms, socket, name), room="default", name=name, heard=heard, told=[])
+        member = SimpleNamespace(
+            user=User(self.rooms, socket, name), room="default", name=name, heard=heard, told=[]
+        )
         utils.enter(member.user)
         self.model.append(member)
         self.tell_others(member, "joined", room="default", user=name)
@@ -54,7 +58,9 @@ class Chat(RuleBasedStateMachine):
                 utils.change_nick(member.user, nick)
         else:
             utils.change_nick(member.user, nick)
-            self.tell_others(member, "nick_changed", room=member.room, from_user=member.name, to_user=nick)
+            self.tell_others(
+                member, "nick_changed", room=member.room, from_user=member.name, to_user=nick
+            )
             member.name = nick
 
     @rule(member=members, room=st.sampled_from(["default", "math", "art"]))
@@ -76,10 +82,17 @@ class Chat(RuleBasedStateMachine):
 
     @invariant()
     def model_agrees(self) -> None:
-        known = {(room, name): socket for room, users in self.rooms.items() for name, socket in users.items()}
+        known = {
+            (room, name): socket
+            for room, users in self.rooms.items()
+            for name, socket in users.items()
+        }
         assert known == {(member.room, member.name): member.user.websocket for member in self.model}
         assert all(self.rooms.values()), "an empty room is left"
-        assert all(utils.retrieve_users(self.rooms, room) == list(users) for room, users in self.rooms.items())
+        assert all(
+            utils.retrieve_users(self.rooms, room) == list(users)
+            for room, users in self.rooms.items()
+        )
         assert all(member.heard == member.told for member in self.model)
 
 
@@ -88,7 +101,9 @@ TestChat.settings = settings(max_examples=60, stateful_step_count=30, deadline=N
 
 
 def test_random_name_where_all_of_four_digits_are_taken() -> None:
-    rooms: Any = defaultdict(dict, {"math": {f"user{number}": None for number in range(1000, 10_000)}})
+    rooms: Any = defaultdict(
+        dict, {"math": {f"user{number}": None for number in range(1000, 10_000)}}
+    )
     name = utils.pick_name(rooms)
     assert name.removeprefix("User").isdecimal()
     assert name.lower() not in rooms["math"]
@@ -103,7 +118,9 @@ def test_action_with_several_fields(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_encode() -> None:
-    assert utils.encode("é\ud800\x7f") == b'\x81\x0b"\xc3\xa9\\ud800\x7f"', "no more bytes than needed"
+    assert utils.encode("é\ud800\x7f") == b'\x81\x0b"\xc3\xa9\\ud800\x7f"', (
+        "no more bytes than needed"
+    )
     for body in (float("inf"), float("nan"), [float("-inf")]):
         with pytest.raises(InvalidRequest):  # a browser could not read it
             utils.encode(body)
@@ -111,14 +128,22 @@ def test_encode() -> None:
 
 def test_frame() -> None:
     assert utils.frame(b"", WSMsgType.PONG) == bytes.fromhex("8a00")
-    sizes = {0: "8100", 125: "817d", 126: "817e007e", 65535: "817effff", 65536: "817f0000000000010000"}
+    sizes = {
+        0: "8100",
+        125: "817d",
+        126: "817e007e",
+        65535: "817effff",
+        65536: "817f0000000000010000",
+    }
     for size, head in sizes.items():
         assert utils.frame(b"x" * size) == bytes.fromhex(head) + b"x" * size
 
 
 async def test_outbox(caplog: pytest.LogCaptureFixture) -> None:
     """All of a turn of the event loop is one write; a backlog that is too large ends the connection."""
-    transport = Mock(is_closing=Mock(return_value=False), get_write_buffer_size=Mock(return_value=0))
+    transport = Mock(
+        is_closing=Mock(return_value=False), get_write_buffer_size=Mock(return_value=0)
+    )
     request = Mock(transport=transport, app={utils.UNFLUSHED: []}, remote="x", path="/chat")
     websocket = utils.ClientSocket(request)
 
@@ -139,6 +164,8 @@ async def test_outbox(caplog: pytest.LogCaptureFixture) -> None:
     await send("6")
     assert websocket.dropped
     transport.abort.assert_called_once_with()
-    assert caplog.messages == [f"Dropped x, of /chat, as too slow: {utils.MAX_BACKLOG + 1} bytes unsent"]
+    assert caplog.messages == [
+        f"Dropped x, of /chat, as too slow: {utils.MAX_BACKLOG + 1} bytes unsent"
+    ]
     transport.is_closing.return_value = True
     assert await send("7") == ["123", "4", "5", "6"]

@@ -12,9 +12,18 @@ import aiohttp
 import pytest
 
 from server import main
-from tests.conftest import HANDSHAKE, TIMEOUT, ConnectRaw, Join, Member, Server, StartScript, StartServer, eventually
-from tests.conftest import request
-
+from tests.helpers import (
+    HANDSHAKE,
+    TIMEOUT,
+    ConnectRaw,
+    Join,
+    Member,
+    Server,
+    StartScript,
+    StartServer,
+    eventually,
+    request,
+)
 
 # Strangers
 
@@ -31,7 +40,11 @@ async def test_clients_that_vanish_during_the_handshake(server: Server, join: Jo
     """Some are gone before they are answered, others while they are welcomed: none leaves a trace in the log."""
     witness = await join(server.url)
     for number in range(100):
-        with socket.create_connection(("127.0.0.1", server.port)) if number % 3 else connect(server.port) as plain:
+        with (
+            socket.create_connection(("127.0.0.1", server.port))
+            if number % 3
+            else connect(server.port) as plain
+        ):
             plain.sendall(request("chat", HANDSHAKE))
             if number % 3 == 2:
                 plain.recv(1)
@@ -83,8 +96,12 @@ COMMANDS = [
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-async def test_other_ways_to_run_it(command: str, unused_tcp_port: int, join: Join, start_script: StartScript) -> None:
-    script = await start_script(*command.format(unused_tcp_port).split(), warnings="ignore::DeprecationWarning")
+async def test_other_ways_to_run_it(
+    command: str, unused_tcp_port: int, join: Join, start_script: StartScript
+) -> None:
+    script = await start_script(
+        *command.format(unused_tcp_port).split(), warnings="ignore::DeprecationWarning"
+    )
     await eventually(lambda: listens(unused_tcp_port))
     bob = await join(f"http://127.0.0.1:{unused_tcp_port}", "Bob", "math")
     assert (await bob.ask(action="user_list", room="math"))["users"] == ["Bob"]
@@ -100,8 +117,12 @@ def listens(port: int) -> bool:
         return plain.connect_ex(("127.0.0.1", port)) == 0
 
 
-@pytest.mark.parametrize("options", ["--port 99999", "--port {}", "--host 256.0.0.1", "--host a..b", "--port http"])
-def test_options_that_are_wrong(monkeypatch: pytest.MonkeyPatch, options: str, unused_tcp_port: int) -> None:
+@pytest.mark.parametrize(
+    "options", ["--port 99999", "--port {}", "--host 256.0.0.1", "--host a..b", "--port http"]
+)
+def test_options_that_are_wrong(
+    monkeypatch: pytest.MonkeyPatch, options: str, unused_tcp_port: int
+) -> None:
     monkeypatch.setattr("server.prepare_process", lambda verbose: None)
     monkeypatch.setattr(signal, "signal", lambda *_: None)  # this process goes on
     with socket.create_server(("127.0.0.1", 0)) as taken:
@@ -114,7 +135,9 @@ def test_options_that_are_wrong(monkeypatch: pytest.MonkeyPatch, options: str, u
     assert re.fullmatch("2" if options == "--port http" else sentence, str(caught.value))
 
 
-async def test_terminal_that_is_gone(start_script: StartScript, unused_tcp_port: int, join: Join) -> None:
+async def test_terminal_that_is_gone(
+    start_script: StartScript, unused_tcp_port: int, join: Join
+) -> None:
     """Nobody reads the output, and nohup has made the process ignore SIGHUP."""
     command = ("server.py", "--host", "127.0.0.1", "--port", unused_tcp_port)
     script = await start_script(*command, shell="trap '' HUP;", redirect="> /dev/full")
@@ -177,7 +200,10 @@ async def test_shutdown(
     lazy = connect(server.port)
     lazy.sendall(request("", {"Content-Length": "10"}))  # and nothing of those 10 bytes
     assert lazy.recv(15) == b"HTTP/1.1 200 OK"
-    echo, stalled = await connect_raw(server.url, "/echo"), await connect_raw(server.url, receive_buffer=4096)
+    echo, stalled = (
+        await connect_raw(server.url, "/echo"),
+        await connect_raw(server.url, receive_buffer=4096),
+    )
     stalled.stop_reading()
     # Its own confirmations, unread, are what lies between it and the close frame.
     message = stalled.text(action="chat_message", message="x" * 40_000)

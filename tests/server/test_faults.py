@@ -16,8 +16,19 @@ from aiohttp import web
 
 import utils
 from server import init_app
-from tests.conftest import TIMEOUT, ConnectRaw, Join, Member, RawClient, Server, StartServer, eventually, left, said
-from tests.conftest import succeeded
+from tests.helpers import (
+    TIMEOUT,
+    ConnectRaw,
+    Join,
+    Member,
+    RawClient,
+    Server,
+    StartServer,
+    eventually,
+    left,
+    said,
+    succeeded,
+)
 
 MEBIBYTE = 1024 * 1024
 
@@ -32,7 +43,9 @@ def peak_memory(server: Server) -> int:
 # Members that do not read
 
 
-async def test_member_that_stops_reading(server: Server, join: Join, connect_raw: ConnectRaw) -> None:
+async def test_member_that_stops_reading(
+    server: Server, join: Join, connect_raw: ConnectRaw
+) -> None:
     """Nobody waits for it, the log says who was dropped, and memory is bounded."""
     members = [await join(server.url) for _ in range(4)]
     raw = await connect_raw(server.url, receive_buffer=4096)
@@ -52,7 +65,9 @@ async def test_member_that_stops_reading(server: Server, join: Join, connect_raw
     for member, bodies in zip(members, heard, strict=True):
         bodies.remove(left("default", user, shame=True))
         confirmation = succeeded("chat_message", message)
-        assert bodies == [confirmation if who is member else said(who.user, message) for who in speakers]
+        assert bodies == [
+            confirmation if who is member else said(who.user, message) for who in speakers
+        ]
     (warning,) = re.findall(r"WARNING (.*)", server.log)
     found = re.fullmatch(rf"Dropped '{user}' in 'default' as too slow: (\d+) bytes unsent", warning)
     assert found, warning
@@ -70,7 +85,11 @@ FLOODS = {
 
 @pytest.mark.parametrize("what", FLOODS)
 async def test_client_that_sends_and_never_reads(
-    serve: Any, connect_raw: ConnectRaw, what: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    serve: Any,
+    connect_raw: ConnectRaw,
+    what: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     """All that it is told goes through the same bound: confirmations, refusals, pongs."""
     monkeypatch.setattr(utils, "MAX_RATE", 1024**4)
@@ -78,7 +97,9 @@ async def test_client_that_sends_and_never_reads(
 
     async def keep_little_in_the_system(request: web.Request, _: web.StreamResponse) -> None:
         assert request.transport
-        request.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        request.transport.get_extra_info("socket").setsockopt(
+            socket.SOL_SOCKET, socket.SO_SNDBUF, 4096
+        )
 
     app = await init_app()
     app.on_response_prepare.append(keep_little_in_the_system)
@@ -99,12 +120,19 @@ async def test_client_that_sends_and_never_reads(
 # Members that send too much
 
 
-async def test_nobody_can_have_the_others_dropped(server: Server, join: Join, connect_raw: ConnectRaw) -> None:
+async def test_nobody_can_have_the_others_dropped(
+    server: Server, join: Join, connect_raw: ConnectRaw
+) -> None:
     """One member says all it can; those who read 1.5 MB a second stay, and so does what it says."""
-    listener, flooder = await connect_raw(server.url, receive_buffer=65536), await connect_raw(server.url)
+    listener, flooder = (
+        await connect_raw(server.url, receive_buffer=65536),
+        await connect_raw(server.url),
+    )
     flooder.reader.feed_data = lambda data: None  # type: ignore[method-assign]
     # DEL is one byte, and six as an escape of JSON.
-    message = flooder.frame(1, b'{"action": "chat_message", "message": "' + b"\x7f" * 60_000 + b'"}')
+    message = flooder.frame(
+        1, b'{"action": "chat_message", "message": "' + b"\x7f" * 60_000 + b'"}'
+    )
     flooder.writer.write(flooder.text(action="chat_message", message="x") + message * 28)
     transport: Any = listener.writer.transport
     received = 0
@@ -130,7 +158,9 @@ async def test_flood(serve: Any, connect_raw: ConnectRaw, caplog: pytest.LogCapt
     other.writer.write(other.text(action="join_room", room="quiet room"))
     await eventually(lambda: "to 'quiet room'" in caplog.text)
     for raw in (flooder, other):
-        raw.writer.write(raw.text(action="chat_message", message="x") * 400)  # all of it arrives at once
+        raw.writer.write(
+            raw.text(action="chat_message", message="x") * 400
+        )  # all of it arrives at once
     await eventually(lambda: caplog.text.count(" says 'x'") == 800)
     rooms = re.findall(r"in '(.*)' says 'x'", caplog.text)
     assert max(len(list(run)) for _, run in itertools.groupby(rooms)) < 20

@@ -5,8 +5,8 @@ import asyncio
 import pytest
 from aiohttp import web
 
-from tests.conftest import TIMEOUT
-from tests.test_clients import CLOSED, Output, RunMain, Serve, output, run_main, serve
+from tests.clients.test_ends import CLOSED, Output, RunMain, Serve, output, run_main, serve
+from tests.helpers import TIMEOUT
 
 __all__ = ["output", "run_main", "serve"]  # the fixtures
 
@@ -18,7 +18,9 @@ def script() -> str:
     return "client_echo_example.py"
 
 
-async def test_sends_at_every_interval_and_shows_what_comes(run_main: RunMain, serve: Serve, output: Output) -> None:
+async def test_sends_at_every_interval_and_shows_what_comes(
+    run_main: RunMain, serve: Serve, output: Output
+) -> None:
     async def talk(websocket: web.WebSocketResponse, _: asyncio.Transport) -> None:
         assert ">" in output()  # it has been flushed
         await websocket.send_str(ECHO)

@@ -14,11 +14,19 @@ import pytest
 import pytest_asyncio
 
 from server import PAGE_HEADERS, STATIC
-from tests.conftest import TIMEOUT, Join, Member, Server, StartServer, joined, left, members, said
+from tests.helpers import TIMEOUT, Join, Member, Server, StartServer, joined, left, members, said
 from utils import MAX_MESSAGE
 
 with contextlib.suppress(ImportError):  # the browser skips a test then
-    from playwright.async_api import Browser, Locator, Page, Route, WebSocketRoute, async_playwright, expect
+    from playwright.async_api import (
+        Browser,
+        Locator,
+        Page,
+        Route,
+        WebSocketRoute,
+        async_playwright,
+        expect,
+    )
 
 OpenPage = Callable[..., Awaitable["Chat"]]
 
@@ -33,7 +41,10 @@ pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.needs("brows
 async def browser(chromium: str) -> AsyncIterator[Browser]:
     """A Chromium that nobody sees."""
     expect.set_options(timeout=TIMEOUT * 1000)
-    async with async_playwright() as playwright, await playwright.chromium.launch(executable_path=chromium) as browser:
+    async with (
+        async_playwright() as playwright,
+        await playwright.chromium.launch(executable_path=chromium) as browser,
+    ):
         yield browser
 
 
@@ -53,7 +64,9 @@ class Chat:
         self.users = page.get_by_role("list", name="Users", exact=True).get_by_role("listitem")
         self.log = page.get_by_role("log")
         self.notice = self.texts(".notice").last
-        self.sockets: list[tuple[WebSocketRoute, WebSocketRoute]] = []  # the page's ends and the server's
+        self.sockets: list[
+            tuple[WebSocketRoute, WebSocketRoute]
+        ] = []  # the page's ends and the server's
 
     def field(self, label: str) -> Locator:
         return self.page.get_by_role("textbox", name=label, exact=True)
@@ -87,7 +100,9 @@ class Chat:
         return await self.log.evaluate(f"e => {frames}.then(() => e.scrollTop)")
 
     async def pass_through(self) -> None:
-        await self.page.route_web_socket("**/chat", lambda s: self.sockets.append((s, s.connect_to_server())))
+        await self.page.route_web_socket(
+            "**/chat", lambda s: self.sockets.append((s, s.connect_to_server()))
+        )
 
 
 @pytest_asyncio.fixture(loop_scope="module")
@@ -109,7 +124,9 @@ async def open_page(browser: Browser) -> AsyncIterator[OpenPage]:
             page.on("console", lambda message: problems.append(message.text))
             chat = Chat(page)
             if nick:
-                await page.add_init_script(f"if (isSecureContext) sessionStorage.nick ??= {json.dumps(nick)}")
+                await page.add_init_script(
+                    f"if (isSecureContext) sessionStorage.nick ??= {json.dumps(nick)}"
+                )
             if prepare:
                 await prepare(chat)
             await page.goto(f"{url}/#{quote(room)}")
@@ -119,7 +136,9 @@ async def open_page(browser: Browser) -> AsyncIterator[OpenPage]:
 
         yield open_page
     # The last of these are Chromium's own words when no server is there.
-    usual = re.compile(r"(http|ws)://127\.0\.0\.1:|(https|wss)://chat\.test/|data:|WebSocket connection to ")
+    usual = re.compile(
+        r"(http|ws)://127\.0\.0\.1:|(https|wss)://chat\.test/|data:|WebSocket connection to "
+    )
     assert not [problem for problem in problems if not usual.match(problem)]
 
 
@@ -156,10 +175,17 @@ async def test_conversation(server: Server, join: Join, bob: Chat, ann: Member) 
     await expect(bob.texts(".own")).to_have_text(["Hello, Ann", "two\nlines"])
     await expect(bob.texts(".message:not(.own)")).to_have_text(["line one\nline two"])
     assert "\nline two" in await bob.entries().last.inner_text()
-    kinds = ((".own", r"Bob \(you\)"), (".message:not(.own)", "Ann"), (".notice", "You are Bob in math"))
+    kinds = (
+        (".own", r"Bob \(you\)"),
+        (".message:not(.own)", "Ann"),
+        (".notice", "You are Bob in math"),
+    )
     for kind, text in kinds:
         await expect(bob.entries(kind).first).to_contain_text(re.compile(text + r" \d\d[:.]\d\d"))
-    own, others, _ = [await bob.entries(kind).first.evaluate("e => e.getBoundingClientRect().x") for kind, _ in kinds]
+    own, others, _ = [
+        await bob.entries(kind).first.evaluate("e => e.getBoundingClientRect().x")
+        for kind, _ in kinds
+    ]
     assert others + 50 < own  # one can tell them apart without seeing colours
     # The fields lead elsewhere.
     await bob.enter("Nickname", " Bobby ")
@@ -176,7 +202,12 @@ async def test_conversation(server: Server, join: Join, bob: Chat, ann: Member) 
     line = "e => getComputedStyle(e, '::before').borderTopStyle + parseInt(getComputedStyle(e, '::before').width)"
     assert re.fullmatch(r"solid\d{3}", await bob.entries(".notice").last.evaluate(line))
     # Nothing is sent for nothing, and nothing is said about it.
-    for label, text in (("Message", ""), ("Message", " \n "), ("Nickname", "Bobby "), ("Room", " chess")):
+    for label, text in (
+        ("Message", ""),
+        ("Message", " \n "),
+        ("Nickname", "Bobby "),
+        ("Room", " chess"),
+    ):
         await bob.enter(label, text)
         await expect(bob.refusal(label)).to_have_text("")
     assert await dave.catch_up() == [joined("chess", "Bobby")]
@@ -188,17 +219,25 @@ async def test_conversation(server: Server, join: Join, bob: Chat, ann: Member) 
         await bob.page.keyboard.press("Tab")
         await expect(stop).to_be_focused()
         # Chromium would stop at the list and the log anyway, other browsers don't.
-        assert await stop.evaluate("e => e.tabIndex === 0 && getComputedStyle(e).outline.includes('solid 2px')")
+        assert await stop.evaluate(
+            "e => e.tabIndex === 0 && getComputedStyle(e).outline.includes('solid 2px')"
+        )
 
 
-async def test_names_in_the_address_and_in_the_tab(server: Server, join: Join, open_page: OpenPage) -> None:
+async def test_names_in_the_address_and_in_the_tab(
+    server: Server, join: Join, open_page: OpenPage
+) -> None:
     await join(server.url, "Zoë?&/%", "full")
     zoe = await open_page(server.url, "math")
     await zoe.is_connected("math", RANDOM)
-    await expect(zoe.notice).to_have_text("Nobody else is here. Send somebody the address of this page.")
+    await expect(zoe.notice).to_have_text(
+        "Nobody else is here. Send somebody the address of this page."
+    )
     await zoe.field("Room").fill(strange := "a/b %41 #ü")
     await zoe.field("Nickname").fill("Zoë?&/%")
-    await zoe.page.evaluate("for (const form of document.forms) form.requestSubmit()")  # faster than any response
+    await zoe.page.evaluate(
+        "for (const form of document.forms) form.requestSubmit()"
+    )  # faster than any response
     await zoe.is_connected(strange, "Zoë?&/%")
     await zoe.page.reload()
     await zoe.is_connected(strange, "Zoë?&/%")
@@ -208,13 +247,21 @@ async def test_names_in_the_address_and_in_the_tab(server: Server, join: Join, o
     name = await friend.field("Nickname").input_value()
     await friend.page.reload()
     await friend.is_connected(strange, name)
-    for address, room in (("#chess", "chess"), ("#math/Bob", "math/Bob"), ("", "default"), ("#%E0%A4%A", "%E0%A4%A")):
+    for address, room in (
+        ("#chess", "chess"),
+        ("#math/Bob", "math/Bob"),
+        ("", "default"),
+        ("#%E0%A4%A", "%E0%A4%A"),
+    ):
         await zoe.page.evaluate("hash => location.hash = hash", address)
         await zoe.is_connected(room, "Zoë?&/%")
     await zoe.page.go_back()
     await zoe.is_connected("default", "Zoë?&/%")
     # A link that leads nowhere is put right.
-    for room, sentence in (("full", re.compile("already in use")), ("r" * MAX_MESSAGE, re.compile("too long"))):
+    for room, sentence in (
+        ("full", re.compile("already in use")),
+        ("r" * MAX_MESSAGE, re.compile("too long")),
+    ):
         await zoe.page.evaluate("room => location.hash = room", room)
         await expect(zoe.refusal("Room")).to_have_text(sentence)
         await zoe.is_connected("default", "Zoë?&/%")
@@ -222,7 +269,12 @@ async def test_names_in_the_address_and_in_the_tab(server: Server, join: Join, o
 
 async def test_text_stays_text(server: Server, join: Join, open_page: OpenPage) -> None:
     room, nick = "<b>&amp;</b>", "<img src=x onerror=alert(1)>"
-    said = ["<script>alert(1)</script>", "<img src=x onerror=alert(1)>", "&lt; <b>bold</b>", "\u202eright to left"]
+    said = [
+        "<script>alert(1)</script>",
+        "<img src=x onerror=alert(1)>",
+        "&lt; <b>bold</b>",
+        "\u202eright to left",
+    ]
     said += ["http://<b>x</b>", "half a pair: \ud800"]
     bob = await open_page(server.url, room, "Bob")
     member = await join(server.url, nick, room)
@@ -231,10 +283,19 @@ async def test_text_stays_text(server: Server, join: Join, open_page: OpenPage) 
     # Thousands of accents on a letter would freeze the page.
     assert await bob.texts(".message").all_text_contents() == [*said, "e" + "\u0301" * 16 + "nd"]
     await expect(bob.users).to_have_text(["Bob (you)", nick])
-    assert await bob.page.locator("script, img, #log b, #users b").count() == 1  # the page's own script
+    assert (
+        await bob.page.locator("script, img, #log b, #users b").count() == 1
+    )  # the page's own script
     # What one text does to the direction of writing ends where it ends, in a message with the line.
-    for place, isolation in ((".message .text", "plaintext"), ("bdi", "isolate"), ("#message", "plaintext")):
-        assert await bob.page.locator(place).first.evaluate("e => getComputedStyle(e).unicodeBidi") == isolation, place
+    for place, isolation in (
+        (".message .text", "plaintext"),
+        ("bdi", "isolate"),
+        ("#message", "plaintext"),
+    ):
+        assert (
+            await bob.page.locator(place).first.evaluate("e => getComputedStyle(e).unicodeBidi")
+            == isolation
+        ), place
 
 
 async def test_links_and_mentions(bob: Chat, ann: Member) -> None:
@@ -253,13 +314,17 @@ async def test_links_and_mentions(bob: Chat, ann: Member) -> None:
         await say(ann, text)
         await expect(bob.texts(".message").last).to_have_text(text)
         found = await bob.entries().last.get_by_role("link").evaluate_all(links)
-        assert found == [[address, address, "_blank", "noopener noreferrer"] for address in addresses]
+        assert found == [
+            [address, address, "_blank", "noopener noreferrer"] for address in addresses
+        ]
     await bob.enter("Nickname", "Bob (1+1)")
     await bob.is_connected("math", "Bob (1+1)")
     await say(ann, "@Bob", "@bob (1+1), hello", "x@Bob (1+1)", "@Bob (1+1)0")
     await expect(bob.entries(".message")).to_have_count(len(messages) + 4)
     await expect(bob.page.locator("mark")).to_have_text(["@bob (1+1)"])
-    widths = await bob.texts(".message").evaluate_all("es => es.map((e) => getComputedStyle(e).borderInlineStartWidth)")
+    widths = await bob.texts(".message").evaluate_all(
+        "es => es.map((e) => getComputedStyle(e).borderInlineStartWidth)"
+    )
     assert widths[-4:] == ["1px", "5px", "1px", "1px"]
     # They count first in the title of a hidden tab.
     hide = "hidden => { Object.defineProperty(document, 'hidden', { value: hidden, configurable: true });"
@@ -270,7 +335,9 @@ async def test_links_and_mentions(bob: Chat, ann: Member) -> None:
         await expect(bob.page).to_have_title(f"({counts}) math - aiohttp chat")
     await bob.page.evaluate(hide, False)
     await expect(bob.page).to_have_title("math - aiohttp chat")
-    await bob.page.evaluate("delete document.hidden")  # or else it would connect again while it is closed
+    await bob.page.evaluate(
+        "delete document.hidden"
+    )  # or else it would connect again while it is closed
 
 
 async def test_what_stands_together(server: Server, join: Join, bob: Chat, ann: Member) -> None:
@@ -292,7 +359,9 @@ async def test_what_stands_together(server: Server, join: Join, bob: Chat, ann: 
     await expect(bob.entries(".message")).to_have_count(6)
     for number, name in enumerate(["Ann", "Ann", "Bob", "Ann", "Ann", "Ann"]):
         assert name in await bob.entries(".message").nth(number).aria_snapshot()
-    seen = await bob.page.locator(".head").evaluate_all("es => es.map((e) => getComputedStyle(e).clipPath === 'none')")
+    seen = await bob.page.locator(".head").evaluate_all(
+        "es => es.map((e) => getComputedStyle(e).clipPath === 'none')"
+    )
     assert seen == [True, False, True, True, True, False]
     await ann.ask(action="set_nick", nick="Anna")
     await expect(bob.notice).to_have_text("Ann is now Anna")
@@ -305,14 +374,21 @@ async def test_what_stands_together(server: Server, join: Join, bob: Chat, ann: 
     await expect(bob.entries(".notice")).to_have_count(4)
     # A name has one colour everywhere, and others have others.
     colours = "es => new Set(es.map((e) => getComputedStyle(e).color)).size"
-    assert await bob.page.locator("bdi").filter(has_text=re.compile("^Anna$")).evaluate_all(colours) == 1
+    assert (
+        await bob.page.locator("bdi").filter(has_text=re.compile("^Anna$")).evaluate_all(colours)
+        == 1
+    )
     assert await bob.users.locator("bdi").evaluate_all(colours) > 10
 
 
 async def test_refusals(server: Server, join: Join, bob: Chat, ann: Member) -> None:
     await join(server.url, "Bob", "chess")
     rule = "A name has 1 to 32 characters, none of them invisible."
-    refused = [("Nickname", "n" * 33, rule), ("Nickname", " ", rule), ("Nickname", "Ann", "Nickname is already in use")]
+    refused = [
+        ("Nickname", "n" * 33, rule),
+        ("Nickname", " ", rule),
+        ("Nickname", "Ann", "Nickname is already in use"),
+    ]
     for label, name, sentence in [
         *refused,
         ("Room", "r\u202e", rule),
@@ -340,9 +416,14 @@ async def test_socket_next_to_the_page(open_page: OpenPage) -> None:
     """Below a path and behind TLS, as with a reverse proxy."""
 
     def serve(route: Route) -> Awaitable[None]:
-        return route.fulfill(path=STATIC / (route.request.url.rpartition("/")[2] or "index.html"), headers=PAGE_HEADERS)
+        return route.fulfill(
+            path=STATIC / (route.request.url.rpartition("/")[2] or "index.html"),
+            headers=PAGE_HEADERS,
+        )
 
-    chat = await open_page("https://chat.test/some/where", "math", prepare=lambda chat: chat.page.route("**/*", serve))
+    chat = await open_page(
+        "https://chat.test/some/where", "math", prepare=lambda chat: chat.page.route("**/*", serve)
+    )
     async with chat.page.expect_websocket() as websocket:
         await chat.page.reload()
     assert (await websocket.value).url == "wss://chat.test/some/where/chat"
@@ -363,7 +444,9 @@ async def test_restart(start_server: StartServer, join: Join, open_page: OpenPag
     for label, text in (("Message", "half a sentence"), ("Nickname", "Bobby")):
         await bob.enter(label, text)
         await expect(bob.refusal(label)).to_contain_text("not sent")
-    for _ in range(130):  # 65 seconds; the pauses are 1, 2, 4, 8, 16 and 30 seconds, or up to a quarter less
+    for _ in range(
+        130
+    ):  # 65 seconds; the pauses are 1, 2, 4, 8, 16 and 30 seconds, or up to a quarter less
         await bob.page.clock.run_for(500)
     assert len(tries) == 6
     assert await bob.page.evaluate("said") == 1  # and a screen reader says no more
@@ -404,7 +487,9 @@ async def test_connection_that_freezes(server: Server, join: Join, open_page: Op
     await server_end.close()
     await bob.is_connected("math", "Bob")
     await bob.page.clock.run_for(20)
-    away = re.compile(r"^You were away for 7\d s\. What was said meanwhile is missing\.$")  # since the last frame
+    away = re.compile(
+        r"^You were away for 7\d s\. What was said meanwhile is missing\.$"
+    )  # since the last frame
     await expect(bob.texts(".notice").filter(has_text="away")).to_have_text([away])
     await expect(bob.refusal("Nickname")).to_have_text("")
 
@@ -415,11 +500,29 @@ async def test_odd_frames(server: Server, join: Join, open_page: OpenPage) -> No
     (socket, _), *_ = bob.sockets
     values = [None, 1, True, [], {}, ["x"], {"toString": 1}]
     fields = ("user", "room", "message", "from_user", "to_user", "users", "success")
-    actions = ("connecting", "joined", "left", "nick_changed", "chat_message", "user_list", "set_nick", "toString", 7)
-    frames: list[Any] = [*values, "text", *({"success": True, "message": text} for text in (None, "x"))]
+    actions = (
+        "connecting",
+        "joined",
+        "left",
+        "nick_changed",
+        "chat_message",
+        "user_list",
+        "set_nick",
+        "toString",
+        7,
+    )
+    frames: list[Any] = [
+        *values,
+        "text",
+        *({"success": True, "message": text} for text in (None, "x")),
+    ]
     frames += [{"action": action} for action in actions]
-    frames += [{"action": action, **dict.fromkeys(fields, value)} for action in actions for value in values]
-    frames += [{"action": action, "success": True, "users": ["Eve"], "message": "x"} for action in actions]
+    frames += [
+        {"action": action, **dict.fromkeys(fields, value)} for action in actions for value in values
+    ]
+    frames += [
+        {"action": action, "success": True, "users": ["Eve"], "message": "x"} for action in actions
+    ]
     for text in [*map(json.dumps, frames), "", "{", "[" * 50_000, "NaN", '"\\ud800"']:
         socket.send(text)
     socket.send(b"\x00\xff")
@@ -428,7 +531,10 @@ async def test_odd_frames(server: Server, join: Join, open_page: OpenPage) -> No
     await expect(bob.texts()).to_have_text(["You are Bob in math", "after it all", "still here"])
     await expect(bob.users).to_have_text(["Ann", "Bob (you)"])
     # Odd responses count as none. A message that is refused is not lost.
-    responses: list[Any] = [{"action": "set_nick", "success": True}, {"action": "chat_message", "success": "true"}]
+    responses: list[Any] = [
+        {"action": "set_nick", "success": True},
+        {"action": "chat_message", "success": "true"},
+    ]
     responses += [{"action": "chat_message", "success": False, "message": "Not now."}]
     socket.on_message(lambda request: list(map(socket.send, map(json.dumps, responses))))
     await bob.enter("Message", "next")
@@ -440,7 +546,9 @@ async def test_scrolling_back(bob: Chat, ann: Member) -> None:
     button = bob.button("new message")
     await say(ann, *(f"{number} {'word ' * number}" for number in range(40)))
     await expect(bob.entries().last).to_be_in_viewport()
-    await bob.page.set_viewport_size({"width": 360, "height": 400})  # as the keyboard of a phone does
+    await bob.page.set_viewport_size(
+        {"width": 360, "height": 400}
+    )  # as the keyboard of a phone does
     await expect(bob.entries().last).to_be_in_viewport(ratio=0.5)
     top = await bob.scroll("e.scrollTop - 600")
     await say(ann, "new")
@@ -467,10 +575,16 @@ async def test_5000_messages(bob: Chat, ann: Member) -> None:
     await say(ann, *(f"number {number}" for number in range(5000)))
     await expect(bob.texts().last).to_have_text("number 4999")
     await expect(bob.entries()).to_have_count(1000)
-    assert await bob.page.locator(".head").first.evaluate("e => getComputedStyle(e).clipPath") == "none"
+    assert (
+        await bob.page.locator(".head").first.evaluate("e => getComputedStyle(e).clipPath")
+        == "none"
+    )
     assert 1 <= await bob.page.evaluate("most") <= 100  # or the page would stand still meanwhile
     # Whoever reads further up goes on reading while old messages leave above.
-    line, place = bob.page.get_by_text("number 4500", exact=True), "e => e.getBoundingClientRect().y"
+    line, place = (
+        bob.page.get_by_text("number 4500", exact=True),
+        "e => e.getBoundingClientRect().y",
+    )
     await bob.scroll("e.scrollHeight / 2")
     before = await line.evaluate(place)
     await say(ann, *(f"number {number}" for number in range(5000, 5300)))
@@ -482,16 +596,25 @@ async def test_5000_messages(bob: Chat, ann: Member) -> None:
 async def test_looks(start_server: StartServer, join: Join, open_page: OpenPage) -> None:
     server = start_server()
     chat = await open_page(server.url, "R" * 32, "W" * 32, Chat.pass_through)
-    await chat.page.evaluate(importlib.resources.files("axe_playwright_python").joinpath("axe.min.js").read_text())
+    await chat.page.evaluate(
+        importlib.resources.files("axe_playwright_python").joinpath("axe.min.js").read_text()
+    )
     sizes = [(360, 740), (360, 400), (768, 1024), (1920, 1080)]
-    sizes += [(320, 200), (740, 197), (844, 195)]  # enlarged four times; phones on their side with a keyboard
+    sizes += [
+        (320, 200),
+        (740, 197),
+        (844, 195),
+    ]  # enlarged four times; phones on their side with a keyboard
 
     async def check(state: str) -> None:
         """Let axe look for violations of WCAG and of good practice, the contrast of colours among them."""
         for dark in (False, True):
             await chat.page.emulate_media(color_scheme="dark" if dark else "light")
             results = await chat.page.evaluate("axe.run()")
-            violations = [(rule["id"], [node["html"] for node in rule["nodes"]]) for rule in results["violations"]]
+            violations = [
+                (rule["id"], [node["html"] for node in rule["nodes"]])
+                for rule in results["violations"]
+            ]
             assert violations == [], (state, dark)
             assert "color-contrast" in [rule["id"] for rule in results["passes"]]
 
@@ -507,8 +630,13 @@ async def test_looks(start_server: StartServer, join: Join, open_page: OpenPage)
         await chat.page.set_viewport_size({"width": width, "height": height})
         for part in (chat.status, chat.log, chat.button("Send"), *map(chat.field, labels)):
             await expect(part).to_be_in_viewport(ratio=0.99)
-        overflow = "es => es.filter((e) => e.scrollWidth > e.clientWidth).map((e) => e.id || e.tagName)"
-        assert await chat.page.locator("html, body, #log").evaluate_all(overflow) == [], (width, height)
+        overflow = (
+            "es => es.filter((e) => e.scrollWidth > e.clientWidth).map((e) => e.id || e.tagName)"
+        )
+        assert await chat.page.locator("html, body, #log").evaluate_all(overflow) == [], (
+            width,
+            height,
+        )
         assert await chat.log.evaluate("e => e.clientHeight") >= 110, (width, height)
     for label, text in zip(labels, ("n" * 33, "", "é" * MAX_MESSAGE), strict=True):
         await chat.enter(label, text)
@@ -520,7 +648,9 @@ async def test_looks(start_server: StartServer, join: Join, open_page: OpenPage)
     await chat.page.set_viewport_size({"width": 1280, "height": 800})
     await check("refused")
     for number in range(200):
-        chat.sockets[0][0].send(json.dumps({"action": "joined", "room": "R" * 32, "user": f"Guest {number}"}))
+        chat.sockets[0][0].send(
+            json.dumps({"action": "joined", "room": "R" * 32, "user": f"Guest {number}"})
+        )
     await expect(chat.users).to_have_count(202)
     await check("200 users")
     # Where a system forces its colours, a border stays, but no background.

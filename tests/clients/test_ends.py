@@ -20,7 +20,7 @@ from pytest_aiohttp import AiohttpServer
 from yarl import URL
 
 from server import init_app
-from tests.conftest import TIMEOUT, Join, StartScript
+from tests.helpers import TIMEOUT, Join, StartScript
 
 # What each shows when it has entered, then of a text with an escape sequence, then of a sum; Amy says both.
 SCRIPTS = {
@@ -53,7 +53,9 @@ def serve(aiohttp_server: AiohttpServer) -> Serve:
         async def view(request: web.Request) -> web.WebSocketResponse:
             websocket = web.WebSocketResponse(autoclose=False)
             await websocket.prepare(request)
-            await websocket.send_json({"action": "connecting", "room": "default", "user": "User1000"})
+            await websocket.send_json(
+                {"action": "connecting", "room": "default", "user": "User1000"}
+            )
             await websocket.receive()  # all clients say something at first; now it is ready
             assert request.transport
             with contextlib.suppress(ConnectionResetError):
@@ -83,9 +85,15 @@ def run_main(script: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> It
     module = importlib.import_module(script.removesuffix(".py").replace("/", "."))
     handlers = {number: signal.signal(number, lambda *_: None) for number in SIGNALS}
     reading, writing = os.pipe()  # nothing is ever typed
-    with open(reading) as stdin, open(writing, "w"), (tmp_path / "output").open("w", encoding="ascii") as stdout:
+    with (
+        open(reading) as stdin,
+        open(writing, "w"),
+        (tmp_path / "output").open("w", encoding="ascii") as stdout,
+    ):
 
-        async def run_main(url: str, *options: str, stdout: Any = stdout, **constants: float) -> str:
+        async def run_main(
+            url: str, *options: str, stdout: Any = stdout, **constants: float
+        ) -> str:
             sentence = ""
             with monkeypatch.context() as patch:
                 patch.setattr(sys, "argv", [script, "--url", url, *options])
@@ -138,7 +146,9 @@ async def test_end_in_a_busy_room(
     talking = asyncio.create_task(talk())
     await shows("Hello!")
     if way == "Ctrl+C":
-        for _ in range(2):  # `timeout` signals a group of processes, in which uv passes its own signal on
+        for _ in range(
+            2
+        ):  # `timeout` signals a group of processes, in which uv passes its own signal on
             client.process.send_signal(signal.SIGINT)
     else:
         client.process._transport.get_pipe_transport(1).close()  # type: ignore[attr-defined]
@@ -149,7 +159,9 @@ async def test_end_in_a_busy_room(
     talking.cancel()
     assert body["shame"] is False
     code, _, errors = await ending
-    assert (code, errors) == ((0, "") if way == "Ctrl+C" else (1, f"{url / 'chat'}: [Errno 32] Broken pipe\n"))
+    assert (code, errors) == (
+        (0, "") if way == "Ctrl+C" else (1, f"{url / 'chat'}: [Errno 32] Broken pipe\n")
+    )
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
@@ -181,7 +193,9 @@ async def test_goodbye_without_a_response(run_main: RunMain, serve: Serve) -> No
     async def talk(websocket: web.WebSocketResponse, _: asyncio.Transport) -> None:
         for turn in itertools.count():  # until the client hangs up
             for _message in range(100):
-                await websocket.send_json({"action": "chat_message", "user": "Bob", "message": "Hello!"})
+                await websocket.send_json(
+                    {"action": "chat_message", "user": "Bob", "message": "Hello!"}
+                )
             await asyncio.sleep(0)
             if turn in (10, 20):  # the second one may not cut the goodbye short
                 signal.raise_signal(signal.SIGINT)
@@ -198,7 +212,9 @@ async def test_handshake_without_a_response(run_main: RunMain) -> None:
         assert await run_main(url) == NO_RESPONSE
         listener.listen()  # now the system connects, and nobody is there
         running = asyncio.create_task(run_main(url))
-        connection, _ = await asyncio.wait_for(asyncio.get_running_loop().sock_accept(listener), TIMEOUT)
+        connection, _ = await asyncio.wait_for(
+            asyncio.get_running_loop().sock_accept(listener), TIMEOUT
+        )
         with connection:
             signal.raise_signal(signal.SIGTERM)
             assert await running == ""
@@ -214,7 +230,9 @@ async def test_handshake_without_a_response(run_main: RunMain) -> None:
         (b"", CLOSED),  # not even that: it ends by SIGKILL
     ],
 )
-async def test_server_that_goes_away(run_main: RunMain, serve: Serve, data: bytes, problem: str) -> None:
+async def test_server_that_goes_away(
+    run_main: RunMain, serve: Serve, data: bytes, problem: str
+) -> None:
     async def talk(websocket: web.WebSocketResponse, transport: asyncio.Transport) -> None:
         transport.write(data) if data else transport.close()
         async for _ in websocket:
@@ -223,7 +241,9 @@ async def test_server_that_goes_away(run_main: RunMain, serve: Serve, data: byte
     assert problem in await run_main(await serve(talk))
 
 
-async def test_server_that_falls_silent(run_main: RunMain, serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_server_that_falls_silent(
+    run_main: RunMain, serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As when the network is gone: nobody hears of it but by asking, here 300 times as often."""
     connect, is_over = aiohttp.ClientSession.ws_connect, asyncio.Event()
 
@@ -236,7 +256,10 @@ async def test_server_that_falls_silent(run_main: RunMain, serve: Serve, monkeyp
         transport.abort()
 
     monkeypatch.setattr(aiohttp.ClientSession, "ws_connect", connect_impatiently)
-    assert await run_main(await serve(talk), GOODBYE_TIMEOUT=0.1) == "URL: No PONG received after 0.05 seconds"
+    assert (
+        await run_main(await serve(talk), GOODBYE_TIMEOUT=0.1)
+        == "URL: No PONG received after 0.05 seconds"
+    )
     is_over.set()
 
 
@@ -244,7 +267,9 @@ async def test_address_of_something_else(run_main: RunMain, aiohttp_server: Aioh
     assert "404" in await run_main(str((await aiohttp_server(web.Application())).make_url("/chat")))
 
 
-@pytest.mark.parametrize("url", ["localhost:8080", "//localhost", "ftp://localhost", "http://[::1", "ws://"])
+@pytest.mark.parametrize(
+    "url", ["localhost:8080", "//localhost", "ftp://localhost", "http://[::1", "ws://"]
+)
 async def test_address_that_is_none(run_main: RunMain, url: str, capsys: Any) -> None:
     assert await run_main(url) == "2"  # argparse has said why
     assert repr(url) in capsys.readouterr().err

@@ -23,7 +23,7 @@ from aiohttp import web
 import client_echo_example
 import utils
 from server import init_app
-from tests.conftest import PACKAGES, ROOT, TIMEOUT, Join, Member
+from tests.helpers import PACKAGES, ROOT, TIMEOUT, Join, Member
 
 Start = Callable[..., Awaitable[Any]]
 
@@ -38,8 +38,12 @@ def blocks(info: str) -> list[str]:
 
 def table(first_cell: str) -> list[list[str]]:
     """Return the rows of the table whose head begins with a cell, without the head."""
-    (found,) = re.findall(rf"^\| {first_cell} +\|.*\n\|[-:| ]+\|\n((?:\|.*\n)+)", README, re.MULTILINE)
-    return [[cell.strip(" `") for cell in row.strip("|").split(" | ")] for row in found.splitlines()]
+    (found,) = re.findall(
+        rf"^\| {first_cell} +\|.*\n\|[-:| ]+\|\n((?:\|.*\n)+)", README, re.MULTILINE
+    )
+    return [
+        [cell.strip(" `") for cell in row.strip("|").split(" | ")] for row in found.splitlines()
+    ]
 
 
 COMMANDS = "".join(blocks("shell")).splitlines()
@@ -68,17 +72,23 @@ def test_blocks_are_known_and_quoted_lines_stand_in_the_source() -> None:
 
 
 @pytest.mark.parametrize("count", range(len(STEPS) + 1))
-async def test_steps_of_your_own_client(url: Any, join: Join, capsys: pytest.CaptureFixture[str], count: int) -> None:
+async def test_steps_of_your_own_client(
+    url: Any, join: Join, capsys: pytest.CaptureFixture[str], count: int
+) -> None:
     witness = await join(url)
     main, end = FIRST.split("\n\n\nif __name__")
     await run("\n".join([main, *STEPS[:count]]) + "\n\nif __name__" + end)["main"](url / "chat")
     joined, left = await witness.catch_up()
     assert left == {"action": "left", "room": "default", "user": joined["user"], "shame": False}
     printed = [text for text in blocks("text") if text.startswith("{'action'")]
-    assert capsys.readouterr().out == "".join(printed[: count + 1]).replace("User1234", joined["user"])
+    assert capsys.readouterr().out == "".join(printed[: count + 1]).replace(
+        "User1234", joined["user"]
+    )
 
 
-async def test_client_that_reads_all_the_time(url: Any, join: Join, start_script: Start, tmp_path: Path) -> None:
+async def test_client_that_reads_all_the_time(
+    url: Any, join: Join, start_script: Start, tmp_path: Path
+) -> None:
     eve = await join(url, "Eve", "garden")
     (tmp_path / "my_client.py").write_text(CLIENT.replace("ws://localhost:8080", str(url.origin())))
     script = await start_script("-u", tmp_path / "my_client.py")
@@ -98,7 +108,12 @@ async def test_client_that_stops_on_purpose(url: Any, join: Join) -> None:
     code = CLIENT.replace("while True", "for _ in range(3)").replace("sleep(60)", "sleep(0)")
     await asyncio.wait_for(run(code)["main"](url / "chat"), TIMEOUT)
     heard = await amy.catch_up()
-    assert [body["action"] for body in heard] == ["joined", "nick_changed", *["chat_message"] * 3, "left"]
+    assert [body["action"] for body in heard] == [
+        "joined",
+        "nick_changed",
+        *["chat_message"] * 3,
+        "left",
+    ]
     assert heard[-1]["shame"] is False
 
 
@@ -108,20 +123,27 @@ async def test_your_tests_and_an_action_of_your_own(start_script: Start, tmp_pat
         ("server.py", '        case {"action": action}:\n', "handle_request"),
         ("utils.py", '    "user_list": {"room"', "REQUESTS"),
     ):
-        (tmp_path / name).write_text((ROOT / name).read_text().replace(place, blocks(f"python {kind}")[0] + place))
+        (tmp_path / name).write_text(
+            (ROOT / name).read_text().replace(place, blocks(f"python {kind}")[0] + place)
+        )
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
     names = "my_client.py", "test_my_client.py", "test_whisper.py"
     for name, text in zip(names, [CLIENT, *blocks("python test")], strict=True):
         (tmp_path / name).write_text(text)
     command = "-m", "pytest", "-q", "-n0", *names[1:]
-    code, output, _ = await (await start_script(*command, shell=f"cd {shlex.quote(str(tmp_path))};")).end()
+    code, output, _ = await (
+        await start_script(*command, shell=f"cd {shlex.quote(str(tmp_path))};")
+    ).end()
     assert (code, output.splitlines()[-1].split(" in ")[0]) == (0, "2 passed"), output
 
 
 async def test_naive_echo_and_loop(serve: Start) -> None:
     app = web.Application()
     app.router.add_get("/", run(*blocks("python plain"))["echo"])
-    async with aiohttp.ClientSession() as session, session.ws_connect(await serve(app)) as websocket:
+    async with (
+        aiohttp.ClientSession() as session,
+        session.ws_connect(await serve(app)) as websocket,
+    ):
         await websocket.send_json([1, None])
         assert await websocket.receive_json(timeout=TIMEOUT) == {"echo": [1, None]}
     member, loop = AsyncMock(), re.sub("^", "    ", blocks("python naive")[0], flags=re.MULTILINE)
@@ -142,7 +164,10 @@ async def test_page_of_your_own(serve: Start, join: Join, chromium: str) -> None
     origin = await serve(pages)
     chat = await serve(await init_app(["--allow-origin", str(origin)]))
     amy = await join(chat)
-    async with async_playwright() as playwright, await playwright.chromium.launch(executable_path=chromium) as browser:
+    async with (
+        async_playwright() as playwright,
+        await playwright.chromium.launch(executable_path=chromium) as browser,
+    ):
         page = await browser.new_page()
         await page.goto(str(origin))
         assert (await amy.hear())["action"] == "joined"
@@ -195,7 +220,11 @@ def test_commands_exist(command: str) -> None:
             pytest.skip(f"it needs `uv run --group {group} pytest`")
     command = command.rpartition("&& ")[2].rpartition("| ")[2]
     words = shlex.split(
-        re.sub(r"^\w+=\S+ |(uv|poetry) run |--group \w+ |--all-groups |(^|(?<=run ))python ", "", command)
+        re.sub(
+            r"^\w+=\S+ |(uv|poetry) run |--group \w+ |--all-groups |(^|(?<=run ))python ",
+            "",
+            command,
+        )
     )
     if words[:2] == ["pip", "install"]:
         assert words[2:-2] == PROJECT["project"]["dependencies"]
@@ -215,9 +244,16 @@ async def test_pipe(url: Any, start_script: Start) -> None:
 
 
 def test_links() -> None:
-    heads = [re.sub(r"[^\w -]", "", head.lower()) for head in re.findall(r"^#+ (.+)$", README, re.MULTILINE)]
+    heads = [
+        re.sub(r"[^\w -]", "", head.lower())
+        for head in re.findall(r"^#+ (.+)$", README, re.MULTILINE)
+    ]
     for link in re.findall(r"\]\(([^)\s]+)\)", README):
-        assert link in [f"#{head.replace(' ', '-')}" for head in heads] or "://" in link or (ROOT / link).exists()
+        assert (
+            link in [f"#{head.replace(' ', '-')}" for head in heads]
+            or "://" in link
+            or (ROOT / link).exists()
+        )
 
 
 def test_figures() -> None:

@@ -20,8 +20,20 @@ from yarl import URL
 
 import utils
 from server import OPTIONS, init_app, parse_arguments
-from tests.conftest import HANDSHAKE, TIMEOUT, ConnectRaw, Join, Member, RawClient, eventually, joined, left, request
-from tests.conftest import said, succeeded
+from tests.helpers import (
+    HANDSHAKE,
+    TIMEOUT,
+    ConnectRaw,
+    Join,
+    Member,
+    RawClient,
+    eventually,
+    joined,
+    left,
+    request,
+    said,
+    succeeded,
+)
 
 
 @dataclass
@@ -60,7 +72,11 @@ async def app(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.fixture
 async def chat(
-    app: web.Application, serve: Any, join: Join, connect_raw: ConnectRaw, caplog: pytest.LogCaptureFixture
+    app: web.Application,
+    serve: Any,
+    join: Join,
+    connect_raw: ConnectRaw,
+    caplog: pytest.LogCaptureFixture,
 ) -> AsyncIterator[Chat]:
     """The app, served in this process; whatever happens to it, it logs no error."""
     url = await serve(app)
@@ -78,7 +94,11 @@ def listed(room: str, *users: str) -> dict[str, Any]:
 
 async def see_visit(witness: Member, user: str, *messages: str, shame: bool) -> None:
     """See that somebody came, said these messages and left, and that nothing else happened."""
-    visit = [joined("default", user), *(said(user, message) for message in messages), left("default", user, shame)]
+    visit = [
+        joined("default", user),
+        *(said(user, message) for message in messages),
+        left("default", user, shame),
+    ]
     assert [await witness.hear() for _ in visit] == visit
     assert await witness.catch_up() == []
 
@@ -86,9 +106,30 @@ async def see_visit(witness: Member, user: str, *messages: str, shame: bool) -> 
 # /echo
 
 
-JSON = ['{"message": "Hello world!"}', "[]", "null", "true", "-1.5", '""', '"\\ud800"', '{"a": [{"b": null}]}']
+JSON = [
+    '{"message": "Hello world!"}',
+    "[]",
+    "null",
+    "true",
+    "-1.5",
+    '""',
+    '"\\ud800"',
+    '{"a": [{"b": null}]}',
+]
 JSON += ["[" * 99 + "]" * 99, '"' + "x" * (64 * 1024 - 2) + '"']
-BROKEN = ["", "nope", "{", "NaN", "-Infinity", '{"a": Infinity}', "1e999", "[" * 60_000, "1" * 6_000, "'a'", "\ufeff1"]
+BROKEN = [
+    "",
+    "nope",
+    "{",
+    "NaN",
+    "-Infinity",
+    '{"a": Infinity}',
+    "1e999",
+    "[" * 60_000,
+    "1" * 6_000,
+    "'a'",
+    "\ufeff1",
+]
 
 
 async def test_echo(chat: Chat) -> None:
@@ -105,7 +146,9 @@ async def test_echo(chat: Chat) -> None:
 
 async def test_message_in_parts_with_a_ping_between(chat: Chat) -> None:
     raw, _ = await chat.connect("/echo")
-    raw.writer.write(raw.frame(1, b'["a', first_bits=0) + raw.frame(9, b"are you there") + raw.frame(0, b'b"]'))
+    raw.writer.write(
+        raw.frame(1, b'["a', first_bits=0) + raw.frame(9, b"are you there") + raw.frame(0, b'b"]')
+    )
     assert await raw.next_frame() == (10, b"are you there")
     assert await raw.hear() == {"echo": ["ab"]}
 
@@ -123,7 +166,9 @@ async def test_connecting(chat: Chat) -> None:
     assert chat.who() == {"default": sorted({connecting["user"], user})}
 
 
-async def test_random_name_is_free_in_every_room(chat: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_random_name_is_free_in_every_room(
+    chat: Chat, monkeypatch: pytest.MonkeyPatch
+) -> None:
     numbers = iter([1111, 1111, 1111, 2222])
     monkeypatch.setattr(random, "randrange", lambda *_: next(numbers))
     assert [(await chat.join(room="math")).user for _ in range(2)] == ["User1111", "User2222"]
@@ -149,8 +194,17 @@ async def test_set_nick_that_is_in_use(chat: Chat) -> None:
     amy, bob, zoe = [await chat.join(nick, "math") for nick in ("Amy", "Bob", "Zo\u00eb")]
     assert await bob.catch_up() == [joined("math", "Zo\u00eb")]
     await amy.catch_up()
-    for nick in ("Amy", "Bob", "bOB", "\uff22\uff4f\uff42", "\N{MATHEMATICAL BOLD CAPITAL B}ob", "Zoe\u0308"):
-        assert await amy.ask(action="set_nick", nick=nick) == refused("set_nick", "Nickname is already in use")
+    for nick in (
+        "Amy",
+        "Bob",
+        "bOB",
+        "\uff22\uff4f\uff42",
+        "\N{MATHEMATICAL BOLD CAPITAL B}ob",
+        "Zoe\u0308",
+    ):
+        assert await amy.ask(action="set_nick", nick=nick) == refused(
+            "set_nick", "Nickname is already in use"
+        )
     assert [await member.catch_up() for member in (amy, bob, zoe)] == [[], [], []]
     for nick in ("Bobo", "B\u00f6b", "Zoe"):
         assert await amy.ask(action="set_nick", nick=nick) == succeeded("set_nick")
@@ -210,7 +264,12 @@ async def test_user_list(chat: Chat) -> None:
     amy, bob = await chat.join("Amy", "math"), await chat.join("Bob", "math")
     await chat.join("Carol", "art")
     await amy.catch_up()
-    for room, users in [("math", ["Amy", "Bob"]), ("art", ["Carol"]), ("nobody here", []), ("default", [])]:
+    for room, users in [
+        ("math", ["Amy", "Bob"]),
+        ("art", ["Carol"]),
+        ("nobody here", []),
+        ("default", []),
+    ]:
         response = await bob.ask(action="user_list", room=room)
         response["users"].sort()
         assert response == listed(room, *users)
@@ -222,7 +281,20 @@ async def test_user_list(chat: Chat) -> None:
 
 
 # Some that are too long or too short, hold what is not printable or what nobody sees, or are no text.
-BAD_NAMES = ["", " ", " x", "x ", "n" * 33, "a\nb", "\x1b[31m", "\x7f", "\u200b", "\u202ex", "\ud800", "a\u00a0b"]
+BAD_NAMES = [
+    "",
+    " ",
+    " x",
+    "x ",
+    "n" * 33,
+    "a\nb",
+    "\x1b[31m",
+    "\x7f",
+    "\u200b",
+    "\u202ex",
+    "\ud800",
+    "a\u00a0b",
+]
 BAD_NAMES += ["\u3164", "\u2800", "x\ufe0f", "\u115f", "x\U000e0100", "x\u034f"]
 NO_TEXTS: list[Any] = ["", None, 5, ["x"], {"x": 1}]
 
@@ -269,7 +341,11 @@ async def test_names_within_the_limits(chat: Chat) -> None:
 # /chat: leaving
 
 
-FAILURES = (1002, 1007, 1009)  # to follow the protocol, in UTF-8, with messages that are small enough
+FAILURES = (
+    1002,
+    1007,
+    1009,
+)  # to follow the protocol, in UTF-8, with messages that are small enough
 
 
 @pytest.mark.parametrize(
@@ -327,7 +403,9 @@ async def test_goodbye_before_a_reset(chat: Chat) -> None:
     """A write meets the reset before the server has read the goodbye: it counts, and so does what was said before."""
     witness = await chat.join()
     plain = socket.create_connection((chat.url.host, chat.url.port))
-    plain.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # closing is a reset
+    plain.setsockopt(
+        socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0)
+    )  # closing is a reset
     plain.sendall(request("chat", HANDSHAKE))
     await eventually(lambda: len(chat.who()["default"]) == 2)
     (user,) = {*chat.who()["default"]} - {witness.user}
@@ -389,7 +467,9 @@ def is_gone(transport: asyncio.Transport) -> bool:
 
 
 @pytest.mark.parametrize("last_frame", [RawClient.frame(8, b""), RawClient.frame(3, b"broken")])
-async def test_end_of_a_client_that_does_not_read(chat: Chat, stalled: Stalled, last_frame: bytes) -> None:
+async def test_end_of_a_client_that_does_not_read(
+    chat: Chat, stalled: Stalled, last_frame: bytes
+) -> None:
     """It has left at once, and what it will never read does not stay in memory."""
     raw, transport = stalled
     raw.writer.write(last_frame)
@@ -410,7 +490,9 @@ async def test_nothing_counts_that_comes_after_a_drop(chat: Chat, stalled: Stall
     while transport.get_write_buffer_size() < 185_000:
         await say_more()
     # All of this arrives together.
-    raw.writer.write(message * 3 + raw.text(action="chat_message", message="afterwards") + raw.frame(8, b""))
+    raw.writer.write(
+        message * 3 + raw.text(action="chat_message", message="afterwards") + raw.frame(8, b"")
+    )
     while (body := await witness.hear())["action"] == "chat_message":
         assert body["message"] == "x" * 10_000
     assert body == left("default", body["user"], shame=True)
@@ -437,7 +519,9 @@ async def respond(chat: Chat, request: bytes) -> str:
     writer.write(request)
     async with asyncio.timeout(TIMEOUT):
         response = await reader.readuntil(b"\r\n\r\n")
-        if (size := re.search(rb"Content-Length: (\d+)", response)) and not request.startswith(b"HEAD"):
+        if (size := re.search(rb"Content-Length: (\d+)", response)) and not request.startswith(
+            b"HEAD"
+        ):
             response += await reader.readexactly(int(size[1]))
     writer.close()
     return response.decode()
@@ -449,7 +533,9 @@ async def test_no_handshake(chat: Chat, path: str) -> None:
     response = await respond(chat, request(path, {}))
     headers, text = response.split("\r\n\r\n")
     assert headers.startswith("HTTP/1.1 426 Upgrade Required\r\n")
-    assert {"Upgrade: websocket", "Connection: Upgrade", "Sec-WebSocket-Version: 13"} <= set(headers.split("\r\n"))
+    assert {"Upgrade: websocket", "Connection: Upgrade", "Sec-WebSocket-Version: 13"} <= set(
+        headers.split("\r\n")
+    )
     assert len(text.split()) > 3
     for name, value in (("Key", "\xff" * 24), ("Key", ""), ("Key", "short"), ("Version", "99")):
         response = await respond(chat, request(path, {**HANDSHAKE, f"Sec-WebSocket-{name}": value}))
@@ -459,12 +545,28 @@ async def test_no_handshake(chat: Chat, path: str) -> None:
 
 
 NAME = socket.gethostname()
-OWN = ["http://127.0.0.1:8080", "http://[::1]:8080", "HTTP://LOCALHOST:8080", "https://two.example:8443"]
+OWN = [
+    "http://127.0.0.1:8080",
+    "http://[::1]:8080",
+    "HTTP://LOCALHOST:8080",
+    "https://two.example:8443",
+]
 OWN += [f"http://{NAME}:8080", f"http://{NAME}.local"]
 OWN_PAGES = [(origin, origin.split("/")[2]) for origin in OWN]
 # A proxy may add the port.
-OWN_PAGES += [("http://192.168.1.7", "192.168.1.7:80"), ("https://[::1]", "[::1]:443"), ("https://one.example", "x.y")]
-OTHER = ["http://evil.example", "null", "http://localhost:1", "http://", "ftp://localhost", "http://localhost/"]
+OWN_PAGES += [
+    ("http://192.168.1.7", "192.168.1.7:80"),
+    ("https://[::1]", "[::1]:443"),
+    ("https://one.example", "x.y"),
+]
+OTHER = [
+    "http://evil.example",
+    "null",
+    "http://localhost:1",
+    "http://",
+    "ftp://localhost",
+    "http://localhost/",
+]
 OTHER += ["http://localhost.evil.example", "http://" + "x" * 1000, "http://\xff"]
 OTHER_PAGES = [(origin, "localhost") for origin in OTHER]
 # These names lead to this machine: DNS rebinding.
@@ -476,9 +578,17 @@ OTHER_PAGES += [(f"http://{host}", host) for host in REBOUND]
 async def test_origin(chat: Chat, path: str, caplog: pytest.LogCaptureFixture) -> None:
     """A page is let in if it comes from here, or is allowed by name; a client that is no browser is let in anyway."""
     caplog.set_level(logging.INFO)
-    options = ["--allow-origin", "https://One.example", "--allow-origin", "https://two.example:8443/"]
+    options = [
+        "--allow-origin",
+        "https://One.example",
+        "--allow-origin",
+        "https://two.example:8443/",
+    ]
     chat.app[OPTIONS].allow_origin = parse_arguments(options).allow_origin
-    for headers in ({"Host": "x.example"}, *({"Origin": origin, "Host": host} for origin, host in OWN_PAGES)):
+    for headers in (
+        {"Host": "x.example"},
+        *({"Origin": origin, "Host": host} for origin, host in OWN_PAGES),
+    ):
         response = await respond(chat, request(path, HANDSHAKE | headers))
         assert response.startswith("HTTP/1.1 101 ")
         assert "Extensions" not in response
@@ -496,14 +606,22 @@ async def test_origin(chat: Chat, path: str, caplog: pytest.LogCaptureFixture) -
 
 async def test_headers_of_the_page(chat: Chat) -> None:
     async with aiohttp.ClientSession(chat.url) as session:
-        for path, content_type in (("/", "text/html"), ("/chat.js", "javascript"), ("/chat.css", "text/css")):
+        for path, content_type in (
+            ("/", "text/html"),
+            ("/chat.js", "javascript"),
+            ("/chat.css", "text/css"),
+        ):
             async with session.get(path) as response:
-                assert response.content_type.endswith(content_type)  # with nosniff, a browser takes nothing else
+                assert response.content_type.endswith(
+                    content_type
+                )  # with nosniff, a browser takes nothing else
                 policy = response.headers["Content-Security-Policy"]
                 assert re.match("default-src 'none'(?!.*unsafe).*frame-ancestors 'none'", policy)
                 names = ("X-Content-Type-Options", "Cache-Control")
                 assert [response.headers[name] for name in names] == ["nosniff", "no-cache"]
-            async with session.get(path, headers={"If-None-Match": response.headers["ETag"]}) as response:
+            async with session.get(
+                path, headers={"If-None-Match": response.headers["ETag"]}
+            ) as response:
                 assert response.status == 304
 
 
@@ -519,16 +637,22 @@ async def test_everybody_talks_at_once(chat: Chat) -> None:
     async def talk(member: Member) -> list[str]:
         """Say the next message as soon as the last one is confirmed; return all messages, as they come."""
         number, heard = 0, list[str]()
-        await member.websocket.send_json({"action": "chat_message", "message": f"0 of {member.user}"})
+        await member.websocket.send_json(
+            {"action": "chat_message", "message": f"0 of {member.user}"}
+        )
         while len(heard) < 500:
             body = await member.hear()
             heard.append(body["message"])
             if "success" in body and (number := number + 1) < 25:
-                await member.websocket.send_json({"action": "chat_message", "message": f"{number} of {member.user}"})
+                await member.websocket.send_json(
+                    {"action": "chat_message", "message": f"{number} of {member.user}"}
+                )
         return heard
 
     orders = await asyncio.gather(*map(talk, members))
-    assert sorted(orders[0]) == sorted(f"{number} of {member.user}" for number in range(25) for member in members)
+    assert sorted(orders[0]) == sorted(
+        f"{number} of {member.user}" for number in range(25) for member in members
+    )
     assert all(order == orders[0] for order in orders)
 
 

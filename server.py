@@ -1,61 +1,42 @@
 """A chat server: one aiohttp app with the WebSocket views /echo and /chat, and a web page at /."""
 
-import signal
-
-if __name__ == "__main__":
-    signal.signal(
-        signal.SIGINT, signal.SIG_DFL
-    )  # Ctrl+C ends it without a word while the rest is imported
-
 import argparse
 import asyncio
 import contextlib
-import errno
-import ipaddress
+import functools
 import logging
-import os
 import re
 import socket
 import sys
 import warnings
 from collections import defaultdict
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
-from aiohttp import WSCloseCode, web
+from aiohttp import WSCloseCode, WSMessage, web
 from aiohttp.http import HttpProcessingError
+from aiohttp.typedefs import Handler
 
-from utils import (
-    UNFLUSHED,
-    ClientSocket,
-    InvalidRequest,
-    User,
-    change_nick,
-    change_room,
-    encode,
-    enter,
-    leave,
-)
-from utils import logger, pick_name, read_json, read_request, receive, retrieve_users
-
-PAGE_TIMEOUT = 0.5  # seconds, at the shutdown, for those who are just fetching the page
-# No more than a browser sends to this app: otherwise, headers that never end could fill the memory.
-LIMITS = {"max_line_size": 2048, "max_field_size": 4096, "max_headers": 36}
+from utils import NAMES, ClientSocket, InvalidRequest, Meter, User
+from utils import check_name, encode, logger, read_json, receive, send
 
 STATIC = Path(__file__).parent / "static"
 PAGE_HEADERS = {
-    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
-    "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
+    "connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; "
+    "frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types 'none'",
     "X-Content-Type-Options": "nosniff",
-    "Cache-Control": "no-cache",  # a browser may keep the page, but asks each time whether it is still the newest
+    "Cache-Control": "no-cache",  # a browser may keep the page, but asks whether it has changed
 }
+UNKNOWN_REQUEST = (
+    "Unknown request. There are: set_nick with a nick; join_room and user_list with a room; "
+    "chat_message with a message."
+)
 
 OPTIONS = web.AppKey("options", argparse.Namespace)
-VIEWS = web.AppKey("views", set["asyncio.Task[object]"])  # that run just now
-
-View = Callable[[web.Request], Awaitable[web.StreamResponse]]
-AppFactory = Callable[[Sequence[str]], Coroutine[None, None, web.Application]]
+VIEWS = web.AppKey("views", set["asyncio.Task[None]"])  # one for each WebSocket that is open
 
 
 async def ws_echo(request: web.Request) -> web.WebSocketResponse:
@@ -63,222 +44,187 @@ async def ws_echo(request: web.Request) -> web.WebSocketResponse:
     async with open_websocket(request) as websocket:
         async for message in receive(websocket):
             try:
-                response = encode({"echo": read_json(message)})
+                response = {"echo": read_json(message)}
             except InvalidRequest as error:
-                response = encode({"error": str(error)})
-            websocket.send(response)
+                response = {"error": str(error)}
+            send(encode(response), [websocket])
     return websocket
 
 
 async def ws_chat(request: web.Request) -> web.WebSocketResponse:
     """Let a client chat, as a user who is in one room at a time."""
     async with open_websocket(request) as websocket:
-        rooms = request.app["websockets"]
-        websocket.owner = user = User(rooms, websocket, pick_name(rooms))
-        websocket.send(encode({"action": "connecting", "room": user.room, "user": user.name}))
+        user = User(request.app, websocket)
+        send(encode({"action": "connecting", "room": user.room, "user": user.name}), [websocket])
         try:
-            enter(user)
+            user.enter()
             logger.info("%s connected", user)
             async for message in receive(websocket):
-                try:
-                    response = handle_request(user, read_request(message))
-                except InvalidRequest as error:
-                    response = {"action": error.action, "success": False, "message": str(error)}
-                websocket.send(encode(response))
+                send(encode(respond(user, message)), [websocket])
         finally:
-            leave(user, shame=websocket.vanished)
-            logger.info(
-                "%s disconnected%s", user, " without a goodbye" if websocket.vanished else ""
-            )
+            user.leave(shame=websocket.vanished)
+            end = " without a close frame" if websocket.vanished else ""
+            logger.info("%s disconnected%s", user, end)
     return websocket
 
 
-def handle_request(user: User, request: dict[str, Any]) -> dict[str, Any]:
-    """Do what a user asks for and return the response; raise InvalidRequest if it can't be done."""
-    message = ""
-    match request:
-        case {"action": "set_nick", "nick": nick}:
-            change_nick(user, nick)
-        case {"action": "join_room", "room": room}:
-            change_room(user, room)
-        case {"action": "chat_message", "message": message}:
-            logger.debug("%s says %r", user, message)
-            user.tell_others("chat_message", message=message, user=user.name)
-        case {"action": "user_list", "room": room}:
-            users = retrieve_users(user.rooms, room)
-            return {"action": "user_list", "success": True, "room": room, "users": users}
-        case {"action": action}:
-            raise InvalidRequest("This server can't do that yet.", action)
-    return {"action": request["action"], "success": True, "message": message}
-
-
-async def serve_page(request: web.Request) -> web.FileResponse:
-    """Serve the web page, its script and its style sheet."""
-    return web.FileResponse(STATIC / (request.path[1:] or "index.html"), headers=PAGE_HEADERS)
+def respond(user: User, message: WSMessage) -> dict[str, Any]:
+    """Carry out a request, and return the response: what came of it, or why it is refused."""
+    action: str | None = None
+    text = ""
+    try:
+        match read_json(message):
+            case {"action": "set_nick" as action, "nick": nick}:
+                user.change_nick(check_name(nick))
+            case {"action": "join_room" as action, "room": room}:
+                user.change_room(check_name(room))
+            case {"action": "chat_message" as action, "message": str(text)} if text:
+                logger.debug("%s says %r", user, text)
+                user.broadcast("chat_message", message=text, user=user.name)
+            case {"action": "user_list" as action, "room": room}:
+                users = user.list_users(check_name(room))
+                return {"action": action, "success": True, "room": room, "users": users}
+            case {"action": str(action)}:
+                raise InvalidRequest(UNKNOWN_REQUEST)
+            case _:
+                raise InvalidRequest("A request is a JSON object with an action.")
+    except InvalidRequest as error:
+        return {"action": action, "success": False, "message": str(error)}
+    return {"action": action, "success": True, "message": text}
 
 
 @contextlib.asynccontextmanager
 async def open_websocket(request: web.Request) -> AsyncIterator[ClientSocket]:
-    """Answer the handshake of a WebSocket, and close it in the end: with 1001 if the view is cancelled.
+    """Open the WebSocket of a request; close it at the end, with 1001 if the view is cancelled.
 
-    Raise HTTPForbidden for a cross-origin page, and HTTPUpgradeRequired for a request that is no handshake.
+    Raise HTTPForbidden for a page of another site, and HTTPUpgradeRequired if the request is not
+    a WebSocket handshake.
     """
-    check_origin(request)
+    if "Origin" in request.headers:
+        check_origin(request, request.headers["Origin"])
     websocket = ClientSocket(request)
-    close_code = WSCloseCode.OK
-    view = asyncio.current_task()
-    assert view
-    request.app[VIEWS].add(view)
-    view.add_done_callback(request.app[VIEWS].discard)
     try:
         await websocket.prepare(request)
+    except (web.HTTPBadRequest, ValueError, ConnectionError):  # a key not in ASCII; a lost client
+        headers = {"Upgrade": "websocket", "Connection": "Upgrade", "Sec-WebSocket-Version": "13"}
+        text = "Open this address with a WebSocket client."
+        raise web.HTTPUpgradeRequired(text=text, headers=headers) from None
+    Meter(websocket)
+    request.app[VIEWS].add(request.task)
+    try:
         yield websocket
     except asyncio.CancelledError:
-        close_code = WSCloseCode.GOING_AWAY
+        await websocket.close(code=WSCloseCode.GOING_AWAY)
         raise
     finally:
-        if websocket.prepared:
-            await websocket.close(code=close_code)
-            await websocket.linger()
+        await websocket.close()
+        request.app[VIEWS].discard(request.task)
 
 
-def check_origin(request: web.Request) -> None:
-    """Raise HTTPForbidden for a cross-origin page, which could otherwise chat in the name of whoever looks at it.
-
-    A browser says in Origin where a page comes from; other clients send none. That Origin and Host are the same is not
-    enough: whoever owns a domain can let its name lead to this machine (DNS rebinding).
-    """
-    origin, host = request.headers.get("Origin", "").lower(), request.host.lower()
-    origin = origin.encode(errors="replace").decode()  # it may hold bytes that are no UTF-8
-    here = (
-        f"http://{host.removesuffix(':80')}",
-        f"https://{host.removesuffix(':443')}",
-    )  # an Origin has no such port
-    is_here = origin in here and is_own_host(host)
-    if origin and not is_here and origin not in request.app[OPTIONS].allow_origin:
-        logger.info("Refused a page of %.100r", origin)
-        raise web.HTTPForbidden(
-            text=f"Pages of {origin:.100} may not connect; --allow-origin {origin:.100} lets them."
-        )
+async def serve_page(request: web.Request) -> web.FileResponse:
+    """Serve the web page, its scripts and its style sheet."""
+    check_origin(request, f"http://{request.host}")
+    return web.FileResponse(STATIC / (request.path[1:] or "index.html"), headers=PAGE_HEADERS)
 
 
-def is_own_host(host: str) -> bool:
-    """Tell whether a Host can only mean this machine: it is an IP address, localhost, or the machine's name."""
-    name, own_name = re.sub(r":\d*$", "", host), socket.gethostname().lower()
-    try:
-        ipaddress.ip_address(name.strip("[]"))
-    except ValueError:
-        return name in ("localhost", own_name, f"{own_name}.local")
-    return True
+async def serve_health(request: web.Request) -> web.Response:
+    """Respond to a proxy that asks whether it may send clients here."""
+    return web.Response(text="The chat is open.")
 
 
 async def shutdown(app: web.Application) -> None:
-    """Cancel all views; each closes its WebSocket and waits for the client to answer, all at the same time."""
-    app["websockets"].clear()  # all leave, so nobody is told who left
-    while views := app[VIEWS].copy():  # a handshake may have been on its way
+    """Cancel all views. Each closes its WebSocket, and all wait for their clients together."""
+    app["websockets"].clear()  # everybody leaves, so nobody is sent who left
+    while views := app[VIEWS].copy():  # more than once, as a handshake may have been on its way
         for view in views:
             view.cancel()
         await asyncio.wait(views)
 
 
-async def init_app(argv: Sequence[str] = (), chat: View = ws_chat) -> web.Application:
-    """Return the app; argv holds options, as `python -m aiohttp.web` passes them, and chat is the view of /chat."""
-    app = web.Application(handler_args=LIMITS)
+async def init_app(
+    argv: Sequence[str] = (), chat: Handler = ws_chat, health: Handler = serve_health
+) -> web.Application:
+    """Return the app; argv holds options, as `python -m aiohttp.web` passes them.
+
+    chat and health are the views of /chat and /health.
+    """
+    app = web.Application()
     with warnings.catch_warnings(action="ignore", category=web.NotAppKeyWarning):
         app["websockets"] = defaultdict(dict)
+    app[NAMES] = defaultdict[str, set[str]](set)
     app[OPTIONS] = parse_arguments(argv)
     app[VIEWS] = set()
-    app[UNFLUSHED] = []
-    app.add_routes([web.get("/echo", ws_echo), web.get("/chat", chat)])
-    app.add_routes([web.get(f"/{name}", serve_page) for name in ("", "chat.js", "chat.css")])
+    for path, view in (("/echo", ws_echo), ("/chat", chat), ("/health", health)):
+        app.router.add_get(path, view, allow_head=False)
+    for name in ("", "chat.js", "connection.js", "log.js", "chat.css"):
+        app.router.add_get(f"/{name}", serve_page)
     app.on_shutdown.append(shutdown)
     return app
+
+
+# Not for the first reading: which pages may connect, the command line, and the log
+
+# What no stranger can own: IP addresses, names without a dot, and names of private networks.
+PRIVATE_NAME = re.compile(r"\[.*\]|[\d.]+|[^.]*|.+\.(localhost|local|lan|internal|home\.arpa|test)")
+
+
+def check_origin(request: web.Request, origin: str) -> None:
+    """Raise HTTPForbidden for a page of another site: it could chat as whoever has it open.
+
+    It is not enough that a page's Origin names this Host, because an attacker can point a name of
+    their own at this machine (DNS rebinding).
+    """
+    allowed = [site.lower().rstrip("/") for site in request.app[OPTIONS].allow_origin]
+    host = request.host.lower()
+    name = re.sub(r":\d*$", "", host).removesuffix(".")
+    own_names = {socket.gethostname().lower(), *(urlsplit(site).hostname for site in allowed)}
+    is_own_name = name in own_names or PRIVATE_NAME.fullmatch(name)
+    own = (f"http://{host.removesuffix(':80')}", f"https://{host.removesuffix(':443')}")
+    if origin.lower() not in allowed and not (is_own_name and origin.lower() in own):
+        shown = origin.encode(errors="replace").decode()[:100]
+        logger.info("Refused a page of %r; --allow-origin %s allows it", shown, shown)
+        text = "may not connect. To allow them, start the server with --allow-origin"
+        raise web.HTTPForbidden(text=f"Pages of {shown} {text} {shown}")
 
 
 def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     """Read the command line; exit with a sentence if it is wrong."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
-        "--host", default="0.0.0.0", help="the address to listen on (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--port", default=8080, type=int, help="the port to listen on (default: %(default)s)"
-    )
-    parser.add_argument("--verbose", action="store_true", help="log what is said, too")
-    parser.add_argument(
-        "--allow-origin",
-        metavar="ORIGIN",
-        default=[],
-        action="append",
-        type=lambda origin: origin.lower().rstrip("/"),
-        help="let the pages of a site connect, such as https://example.org (may be given more than once)",
-    )
+    parser.add_argument("--host", default="0.0.0.0", help="where to listen (default: %(default)s)")
+    parser.add_argument("--port", default=8080, type=int, help="default: %(default)s")
+    parser.add_argument("--verbose", action="store_true", help="log what users say, too")
+    sites = "let the pages of a site connect, such as https://example.org (may be repeated)"
+    parser.add_argument("--allow-origin", metavar="ORIGIN", default=[], action="append", help=sites)
     return parser.parse_args(argv)
 
 
 class LogFilter(logging.Filter):
-    """Keeps strangers from filling the log with tracebacks."""
+    """Keeps errors that strangers can cause to one line, and logs none twice in a minute."""
 
-    next_shortage = 0.0  # when that may be logged again
+    last = ("", 0.0)
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Tell whether something is to be logged, which may be cut to one line."""
         error = record.exc_info and record.exc_info[1]
-        if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
-            record.msg, record.exc_info = "Nobody else can connect: too many open files", None
-            if record.created < self.next_shortage:
-                return False
-            self.next_shortage = record.created + 60
-        # Whoever asks for the page and hangs up ends asyncio's sendfile() with a RuntimeError. And for want of files,
-        # asyncio goes on trying to accept connections, even after the server has stopped listening.
-        is_strangers = (
-            isinstance(error, HttpProcessingError) or str(error) == "Transport is closing"
-        )
-        return not is_strangers and "_start_serving" not in record.getMessage()
+        if not isinstance(error, OSError | HttpProcessingError | RuntimeError):
+            return True
+        text, time = self.last
+        record.msg, record.args, record.exc_info = f"{record.getMessage()}: {error}", None, None
+        self.last = record.msg, record.created
+        return record.msg != text or record.created > time + 60
 
 
-def prepare_process(verbose: bool) -> None:
-    """Set up the log, let the process have as many files as the system allows, and let SIGHUP end it like SIGTERM."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
-    logger.setLevel(logging.DEBUG if verbose else logging.INFO)
-    for handler in logging.getLogger().handlers:
-        handler.addFilter(LogFilter())
-    with contextlib.suppress(ImportError):  # Windows has neither that limit nor that signal
-        import resource
-
-        hard_limit = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard_limit, hard_limit))
-        if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:  # not under nohup
-            signal.signal(signal.SIGHUP, lambda *_: signal.raise_signal(signal.SIGTERM))
-
-
-def show(text: str) -> None:
-    """Print where the server runs; it runs as well if nobody can read that."""
-    try:
-        print(text, flush=True)
-    except OSError:
-        os.dup2(
-            os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
-        )  # or Python would try again in the end
-
-
-def main(init_app: AppFactory = init_app) -> None:
-    """Serve until SIGINT, SIGTERM or SIGHUP."""
+def main(init_app: Callable[..., Coroutine[Any, Any, web.Application]] = init_app) -> None:
+    """Serve until Ctrl+C or SIGTERM."""
     app = asyncio.run(init_app(sys.argv[1:]))
     host, port = app[OPTIONS].host, app[OPTIONS].port
-    prepare_process(app[OPTIONS].verbose)
-    try:
-        web.run_app(
-            app, host=host, port=port, access_log=None, shutdown_timeout=PAGE_TIMEOUT, print=show
-        )
-    except web.GracefulExit:
-        pass  # Ctrl+C again, while the first was being obeyed
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    logging.getLogger().handlers[0].addFilter(LogFilter())
+    logger.setLevel(logging.DEBUG if app[OPTIONS].verbose else logging.INFO)
+    show = functools.partial(print, flush=True)  # for a pipe
+    try:  # at the shutdown, running page downloads get half a second
+        web.run_app(app, host=host, port=port, access_log=None, shutdown_timeout=0.5, print=show)
     except (OSError, OverflowError, UnicodeError) as error:
         sys.exit(f"Cannot listen on --host {host} --port {port}: {str(error).rstrip('.')}.")
-    finally:
-        # The event loop has given the signals back. One more, now, must not change the exit code.
-        for name in {"SIGINT", "SIGTERM", "SIGHUP"} & set(dir(signal)):  # Windows has no SIGHUP
-            signal.signal(getattr(signal, name), signal.SIG_IGN)
 
 
 if __name__ == "__main__":

@@ -208,7 +208,8 @@ class LogFilter(logging.Filter):
         if not isinstance(error, OSError | HttpProcessingError | RuntimeError):
             return True
         text, time = self.last
-        record.msg, record.args, record.exc_info = f"{record.getMessage()}: {error}", None, None
+        record.msg = " ".join(f"{record.getMessage()}: {error}".split())
+        record.args = record.exc_info = None
         self.last = record.msg, record.created
         return record.msg != text or record.created > time + 60
 

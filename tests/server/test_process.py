@@ -6,7 +6,6 @@ import signal
 import socket
 import struct
 import sys
-import time
 
 import aiohttp
 import pytest
@@ -37,7 +36,7 @@ def connect(port: int) -> socket.socket:
 
 
 async def test_clients_that_vanish_during_the_handshake(server: Server, join: Join) -> None:
-    """Some are gone before they are answered, others while they are welcomed: none leaves a trace in the log."""
+    """Some are gone before the response, others right after it: no traceback is logged."""
     witness = await join(server.url)
     for number in range(100):
         with (
@@ -62,14 +61,13 @@ NONSENSE = [
     b"GET / HTTP/9.9\r\n\r\n",
     b"\x16\x03\x01\r\n\r\n",
     request("", {"Content-Length": "x"}),
-    request("?" + "x" * 3_000, {}),
-    request("", {"A": "x" * 5_000}),  # 500 of these that never end took 824 MiB
-    request("", {f"A{number}": "x" for number in range(50)}),
+    request("", {"A": "x" * 9_000}),
+    request("", {f"A{number}": "x" for number in range(200)}),
 ]
 
 
 def test_strangers_cannot_fill_the_log(server: Server) -> None:
-    """Neither with what is no HTTP, or too much of it, nor by asking for the page and reading none of it."""
+    """A request that is not HTTP is one line at most; a page that nobody reads is none."""
     for nonsense in NONSENSE:
         with connect(server.port) as plain:
             plain.sendall(nonsense)
@@ -80,28 +78,18 @@ def test_strangers_cannot_fill_the_log(server: Server) -> None:
     with connect(server.port) as plain:
         plain.sendall(request("", {}))
         assert plain.recv(15) == b"HTTP/1.1 200 OK"
-    assert " ERROR " not in server.log
+    print(server.log)
+    assert server.log.count("\n") <= len(NONSENSE)
 
 
 # The process
 
 
-COMMANDS = [
-    "-m aiohttp.web -H 127.0.0.1 -P {} server:init_app --allow-origin http://x.example",
-    pytest.param(
-        "-m gunicorn server:init_app --worker-class aiohttp.GunicornWebWorker -b 127.0.0.1:{}",
-        marks=pytest.mark.needs("bench"),
-    ),
-]
-
-
-@pytest.mark.parametrize("command", COMMANDS)
-async def test_other_ways_to_run_it(
-    command: str, unused_tcp_port: int, join: Join, start_script: StartScript
+async def test_command_line_of_aiohttp(
+    unused_tcp_port: int, join: Join, start_script: StartScript
 ) -> None:
-    script = await start_script(
-        *command.format(unused_tcp_port).split(), warnings="ignore::DeprecationWarning"
-    )
+    command = f"-m aiohttp.web -H 127.0.0.1 -P {unused_tcp_port} server:init_app"
+    script = await start_script(*command.split(), "--allow-origin", "http://x.example")
     await eventually(lambda: listens(unused_tcp_port))
     bob = await join(f"http://127.0.0.1:{unused_tcp_port}", "Bob", "math")
     assert (await bob.ask(action="user_list", room="math"))["users"] == ["Bob"]
@@ -123,8 +111,6 @@ def listens(port: int) -> bool:
 def test_options_that_are_wrong(
     monkeypatch: pytest.MonkeyPatch, options: str, unused_tcp_port: int
 ) -> None:
-    monkeypatch.setattr("server.prepare_process", lambda verbose: None)
-    monkeypatch.setattr(signal, "signal", lambda *_: None)  # this process goes on
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         command = f"server.py --host 127.0.0.1 --port {unused_tcp_port} {options.format(port)}"
@@ -133,32 +119,6 @@ def test_options_that_are_wrong(
             main()
     sentence = rf"Cannot listen on --host \S+ --port ({port}|{unused_tcp_port}|99999): .*[^.]\."
     assert re.fullmatch("2" if options == "--port http" else sentence, str(caught.value))
-
-
-async def test_terminal_that_is_gone(
-    start_script: StartScript, unused_tcp_port: int, join: Join
-) -> None:
-    """Nobody reads the output, and nohup has made the process ignore SIGHUP."""
-    command = ("server.py", "--host", "127.0.0.1", "--port", unused_tcp_port)
-    script = await start_script(*command, shell="trap '' HUP;", redirect="> /dev/full")
-    await eventually(lambda: listens(unused_tcp_port))
-    script.process.send_signal(signal.SIGHUP)
-    await (await join(f"http://127.0.0.1:{unused_tcp_port}", "Bob", "math")).leave()
-    script.process.send_signal(signal.SIGTERM)
-    code, _, log = await script.end()
-    assert (code, log.count("\n")) == (0, 4), log
-
-
-async def test_ctrl_c_while_it_starts(start_script: StartScript) -> None:
-    """Each program spends half a second with imports, which leave a traceback otherwise."""
-    script = await start_script("-X", "importtime", "server.py", "--port", "0")
-    assert script.process.stderr
-    while b"asyncio" not in await asyncio.wait_for(script.process.stderr.readline(), TIMEOUT):
-        pass
-    script.process.send_signal(signal.SIGINT)
-    code, output, errors = await script.end()
-    assert (code, output) == (-signal.SIGINT, "")
-    assert "KeyboardInterrupt" not in errors
 
 
 @pytest.mark.parametrize("is_verbose", [False, True])
@@ -173,7 +133,7 @@ async def test_log(
     raw = await connect_raw(server.url)
     user = (await raw.hear())["user"]
     raw.vanish()
-    await eventually(lambda: "goodbye" in server.log)
+    await eventually(lambda: "without" in server.log)
     lines = [line.split(maxsplit=2)[2] for line in server.log.splitlines()]
     first_name = lines[0].split("'")[1]
     assert lines == [
@@ -183,7 +143,7 @@ async def test_log(
         *([r"DEBUG 'Bob' in 'math' says 'secret \x1b[2J \ud800'"] if is_verbose else []),
         "INFO 'Bob' in 'math' disconnected",
         f"INFO {user!r} in 'default' connected",
-        f"INFO {user!r} in 'default' disconnected without a goodbye",
+        f"INFO {user!r} in 'default' disconnected without a close frame",
     ]
 
 
@@ -194,7 +154,9 @@ async def test_shutdown(
     start_server: StartServer, join: Join, connect_raw: ConnectRaw, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """All who read are told, and nobody waits for long for those who do not."""
-    program = "import server, utils; utils.CLOSE_TIMEOUT = 0.5; server.main()"
+    program = (
+        "import server, utils; utils.CLOSE_TIMEOUT = 0.5; utils.MAX_RATE = 2**30; server.main()"
+    )
     monkeypatch.setattr(Server, "script", ("-c", program))
     server = start_server()
     lazy = connect(server.port)
@@ -223,23 +185,5 @@ async def test_shutdown(
     # A second is what all get; the rest is patience with a busy machine.
     assert await asyncio.to_thread(server.process.wait, 8) == 0
     lazy.close()
-    assert "goodbye" not in server.log
+    assert "without" not in server.log
     server.stop()
-
-
-def test_two_signals(start_server: StartServer) -> None:
-    """`timeout` and others signal a whole group of processes, in which uv passes its own signal on."""
-    server = start_server()
-    server.process.send_signal(signal.SIGHUP)
-    time.sleep(0.01)
-    server.stop(signal.SIGTERM)
-
-
-async def test_second_ctrl_c(start_server: StartServer, connect_raw: ConnectRaw) -> None:
-    """It ends the wait for those who do not answer, and is no error."""
-    server = start_server()
-    raw = await connect_raw(server.url)
-    await raw.hear()
-    server.process.send_signal(signal.SIGINT)
-    assert await raw.close_code() == 1001
-    server.stop(signal.SIGINT)

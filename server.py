@@ -30,10 +30,8 @@ PAGE_HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "Cache-Control": "no-cache",  # a browser may keep the page, but asks whether it has changed
 }
-UNKNOWN_REQUEST = (
-    "Unknown request. There are: set_nick with a nick; join_room and user_list with a room; "
-    "chat_message with a message."
-)
+UNKNOWN_REQUEST = """Unknown request. There are set_nick with a nick, join_room and user_list \
+with a room, and chat_message with a message."""
 
 OPTIONS = web.AppKey("options", argparse.Namespace)
 VIEWS = web.AppKey("views", set["asyncio.Task[None]"])  # one for each WebSocket that is open
@@ -183,8 +181,8 @@ def check_origin(request: web.Request, origin: str) -> None:
     if origin.lower() not in allowed and not (is_own_name and origin.lower() in own):
         shown = origin.encode(errors="replace").decode()[:100]
         logger.info("Refused a page of %r; --allow-origin %s allows it", shown, shown)
-        text = "may not connect. To allow them, start the server with --allow-origin"
-        raise web.HTTPForbidden(text=f"Pages of {shown} {text} {shown}")
+        text = f"Pages of {shown} may not connect. To allow them, start the server with "
+        raise web.HTTPForbidden(text=f"{text}--allow-origin {shown}")
 
 
 def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
@@ -199,19 +197,17 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
 
 
 class LogFilter(logging.Filter):
-    """Keeps errors that strangers can cause to one line, and logs none twice in a minute."""
+    """Keeps errors that strangers can cause to one line, and logs none twice in a row."""
 
-    last = ("", 0.0)
+    last = ""
 
     def filter(self, record: logging.LogRecord) -> bool:
         error = record.exc_info and record.exc_info[1]
         if not isinstance(error, OSError | HttpProcessingError | RuntimeError):
             return True
-        text, time = self.last
-        record.msg = " ".join(f"{record.getMessage()}: {error}".split())
-        record.args = record.exc_info = None
-        self.last = record.msg, record.created
-        return record.msg != text or record.created > time + 60
+        line, self.last = self.last, " ".join(f"{record.getMessage()}: {error}".split())
+        record.msg, record.args, record.exc_info = self.last, None, None
+        return line != self.last
 
 
 def main(init_app: Callable[..., Coroutine[Any, Any, web.Application]] = init_app) -> None:

@@ -1,4 +1,4 @@
-"""What the views use: the rooms and their users, what clients send, and how they are sent to.
+"""The rooms and their users, what clients send, and how they are sent to.
 
 `rooms[room][name]` is the WebSocket of a user. A room exists while somebody is in it.
 """
@@ -29,12 +29,8 @@ HEARTBEAT = 20.0  # seconds of silence before the server pings; a client has hal
 CLOSE_TIMEOUT = 2.0  # seconds for a client to respond to a close frame
 
 # Fillers and variation selectors: Python calls them printable, but nobody sees them.
-INVISIBLE = re.compile(
-    "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0"
-    "\U000e0100-\U000e01ef]"
-)
-
-Rooms = defaultdict[str, dict[str, "ClientSocket"]]
+INVISIBLE = "\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0"
+INVISIBLE += "\U000e0100-\U000e01ef"
 
 NAMES = web.AppKey("names", defaultdict[str, set[str]])  # canonical name -> rooms where it is taken
 
@@ -42,7 +38,7 @@ logger = logging.getLogger("chat")
 
 
 class InvalidRequest(Exception):
-    """A request is refused. The text is a sentence that says why, for the one who sent it."""
+    """A request that is refused. The text is a sentence that tells the client why."""
 
 
 # The rooms
@@ -52,7 +48,7 @@ class User:
     """A client that chats: `rooms[room][name]` is its WebSocket from enter() to leave()."""
 
     def __init__(self, app: web.Application, websocket: "ClientSocket") -> None:
-        self.rooms: Rooms = app["websockets"]
+        self.rooms: defaultdict[str, dict[str, ClientSocket]] = app["websockets"]
         self.names = app[NAMES]
         self.websocket = websocket
         self.room = "default"
@@ -145,9 +141,9 @@ async def receive(websocket: "ClientSocket") -> AsyncIterator[WSMessage]:
     A client that sends too much waits here. Nobody else waits for it.
     """
     async for message in websocket:
-        data = message.data.encode() if message.type is WSMsgType.TEXT else message.data
         if message.type is WSMsgType.ERROR:
             return
+        data = message.data.encode() if message.type is WSMsgType.TEXT else message.data
         if message.type in (WSMsgType.TEXT, WSMsgType.BINARY):
             yield message
         elif message.type is WSMsgType.PING:
@@ -155,8 +151,7 @@ async def receive(websocket: "ClientSocket") -> AsyncIterator[WSMessage]:
         size = max(len(data), MIN_COST)
         websocket.arrived = max(websocket.arrived - size, 0)
         websocket.pay(size / MAX_RATE)
-        # While messages are waiting, `async for` does not let other tasks run. A sleep does, even
-        # one of no time.
+        # Even a sleep of no time is needed: `async for` does not pause while messages are waiting.
         await asyncio.sleep(websocket.paid_until - time.monotonic())
 
 
@@ -174,7 +169,9 @@ def read_json(message: WSMessage) -> Any:
 
 def check_name(name: Any) -> str:
     """Return a nickname or a room's name; raise InvalidRequest if it can't be one."""
-    is_visible = isinstance(name, str) and name.isprintable() and not INVISIBLE.search(name)
+    is_visible = (
+        isinstance(name, str) and name.isprintable() and not re.search(f"[{INVISIBLE}]", name)
+    )
     if is_visible and name == name.strip() and 1 <= len(name) <= MAX_NAME:
         return str(name)
     raise InvalidRequest(f"A name has 1 to {MAX_NAME} visible characters, and no space at an end.")
@@ -282,20 +279,18 @@ class ClientSocket(web.WebSocketResponse):
 class Meter:
     """Counts the bytes that arrive, between a transport and aiohttp's protocol.
 
-    A client that sends fragments of a message without end keeps the server busy, and receive()
-    never sees a message. The Meter disconnects it.
+    A client can send fragments of a message without end, and receive() never sees a message.
     """
 
     def __init__(self, websocket: ClientSocket) -> None:
-        self.websocket = websocket
-        self.protocol = cast(asyncio.Protocol, websocket.transport.get_protocol())
+        self.websocket, self.protocol = websocket, websocket.transport.get_protocol()
         websocket.transport.set_protocol(cast(asyncio.Protocol, self))
 
     def data_received(self, data: bytes) -> None:
         self.websocket.arrived += len(data)
         if self.websocket.arrived > MAX_FRAGMENTS:
             self.websocket.transport.abort()
-        self.protocol.data_received(data)
+        cast(asyncio.Protocol, self.protocol).data_received(data)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.protocol, name)

@@ -24,6 +24,7 @@ from tests.helpers import (
     ROOT,
     TIMEOUT,
     UNWANTED,
+    WARNINGS,
     ConnectRaw,
     Join,
     RawClient,
@@ -67,7 +68,7 @@ def running_server() -> Iterator[list[Server]]:
 def server(
     running_server: list[Server], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Server]:
-    """A server process with nobody in it. To start one takes longer than most tests, so the next test gets it, too."""
+    """A server process with nobody in it. Tests share it, because starting one takes long."""
     if not running_server:
         running_server.append(Server(tmp_path_factory.mktemp("server") / "log"))
     (server,) = running_server
@@ -85,25 +86,21 @@ def server(
 
 @pytest.fixture
 async def start_script() -> AsyncIterator[StartScript]:
-    """Start scripts with `await start_script("client.py", "--nick", "Bob")`; they are gone after the test.
+    """Start scripts with `await start_script("client.py", "--nick", "Bob")`, until the test ends.
 
-    Every warning is an error. `shell` is put before the command ("trap '' INT; "), `redirect` behind it (">&-").
+    `shell` is put before the command ("cd docs;"), `redirect` behind it (">&-").
     """
     scripts = []
 
     async def start(
-        *arguments: Any,
-        shell: str = "",
-        redirect: str = "",
-        warnings: str = "error",
-        **environment: str,
+        *arguments: Any, shell: str = "", redirect: str = "", **environment: str
     ) -> Script:
         # No PYTHONUNBUFFERED, which would hide a print that lacks its flush.
         inherited = {
             name: value for name, value in os.environ.items() if not name.startswith("PYTHON")
         }
         process = await asyncio.create_subprocess_exec(
-            *("sh", "-c", f'{shell} exec "$@" {redirect}', "sh", sys.executable, "-W", warnings),
+            *("sh", "-c", f'{shell} exec "$@" {redirect}', "sh", sys.executable, *WARNINGS),
             *map(str, arguments),
             cwd=ROOT,
             env=inherited | environment,
@@ -193,6 +190,14 @@ async def connect_raw() -> AsyncIterator[ConnectRaw]:
         client.vanish()
         with contextlib.suppress(ConnectionError):
             await client.writer.wait_closed()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config: pytest.Config) -> None:
+    """Run the whole suite in parallel; a part that is asked for by name is faster without."""
+    is_whole = config.args_source is pytest.Config.ArgsSource.TESTPATHS
+    if is_whole and not hasattr(config, "workerinput") and config.option.numprocesses is None:
+        config.option.numprocesses, config.option.maxprocesses = "auto", 4
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

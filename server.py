@@ -46,7 +46,8 @@ LIMITS = {"max_line_size": 2048, "max_field_size": 4096, "max_headers": 36}
 STATIC = Path(__file__).parent / "static"
 PAGE_HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
-    "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
+    "require-trusted-types-for 'script'; trusted-types 'none'",
     "X-Content-Type-Options": "nosniff",
     "Cache-Control": "no-cache",  # a browser may keep the page, but asks each time whether it is still the newest
 }
@@ -190,7 +191,8 @@ async def init_app(argv: Sequence[str] = (), chat: View = ws_chat) -> web.Applic
     app[VIEWS] = set()
     app[UNFLUSHED] = []
     app.add_routes([web.get("/echo", ws_echo), web.get("/chat", chat)])
-    app.add_routes([web.get(f"/{name}", serve_page) for name in ("", "chat.js", "chat.css")])
+    names = ("", "chat.js", "connection.js", "log.js", "chat.css")
+    app.add_routes([web.get(f"/{name}", serve_page) for name in names])
     app.on_shutdown.append(shutdown)
     return app
 

@@ -2,8 +2,7 @@
  * The page: the room and the nickname, the users, and what people do.
  *
  * The address names the room, as #room. After each connect, and when a link changes the address,
- * the page asks for that room and for the nickname that the user wants. Once there is a response to
- * all of this, it shows the room and the nickname as the server has confirmed them.
+ * the page asks for that room and for the wanted nickname, and then shows which it has got.
  */
 
 import * as connection from "./connection.js";
@@ -16,7 +15,7 @@ const ACTIONS = { room: "join_room", nick: "set_nick", message: "chat_message" }
 // A tab remembers its nickname and its draft, the browser a nickname for new tabs.
 const [tab, browser] = navigator.cookieEnabled ? [sessionStorage, localStorage] : [{}, {}];
 const me = { room: "", nick: "" }; // as the server has confirmed it
-let awaySince; // when the connection was lost, until it is back
+const asked = {}; // the room and the nickname that the server has not responded to yet
 
 // The server
 
@@ -33,13 +32,12 @@ function receive({ action, room, user, message, shame, from_user: oldName, to_us
 }
 
 function lose(since) {
-  awaySince ??= since;
   showStatus("Disconnected", ". Reconnecting; what you type is kept.");
+  const time = log.clock.format(since);
+  log.show("notice", `You were disconnected. Messages after ${time} are missing.`);
 }
 
 const ask = (field, text) => connection.request({ action: ACTIONS[field.id], [field.id]: text });
-const isRefused = (field) => field.getAttribute("aria-invalid") === "true";
-const isPending = (field) => connection.isPending(ACTIONS[field.id]);
 
 // The room and the nickname
 
@@ -58,10 +56,12 @@ function roomInAddress() {
   }
 }
 
-/** Ask for a room or a nickname, unless it is the present one. */
+/** Ask for a room or a nickname, unless this is done. */
 async function move(field, name) {
-  if (name === me[field.id]) return;
+  if (name === me[field.id] || name === asked[field.id]) return;
+  asked[field.id] = name;
   const response = await ask(field, name);
+  asked[field.id] = undefined;
   if (response.success) me[field.id] = name;
   if (response.success && isRefused(field)) field.value = field.defaultValue;
   if (!response.success && field.value === field.defaultValue) field.value = name; // to try again
@@ -70,16 +70,14 @@ async function move(field, name) {
 
 async function enterName(field) {
   const name = (field.value = field.value.trim());
-  if (isPending(field)) return; // a double click
   if (name === field.defaultValue) messageField.focus();
-  showResult(field, { success: true });
   await move(field, name);
   if (field === nickField && name === me.nick) tab.nick = browser.nick = name;
   showPlace();
 }
 
-/** Show the room and the nickname, and how long the page was away from them. */
-async function showPlace() {
+/** Show the room and the nickname. */
+function showPlace() {
   if (!connection.isConnected) return;
   const isNewRoom = me.room !== roomField.defaultValue;
   const isNew = isNewRoom || me.nick !== nickField.defaultValue;
@@ -93,17 +91,9 @@ async function showPlace() {
   }
   showStatus("Connected");
   showTitle();
-  if (awaySince) {
-    const time = log.clock.format(awaySince);
-    log.show("notice", `You were away since ${time}. Messages from that time are missing.`);
-  }
-  awaySince = undefined;
   if (isNew) log.show("line", "You are ", log.nameOf(me.nick), " in ", log.nameOf(me.room));
   if (isNewRoom) messageField.focus();
-  await showUsers();
-  if (isNewRoom && users.size === 1) {
-    log.show("notice", "Nobody else is here. Send somebody the address of this page.");
-  }
+  showUsers();
 }
 
 function showStatus(state, details = "") {
@@ -111,11 +101,13 @@ function showStatus(state, details = "") {
   find("status").textContent = state + details;
 }
 
-/** Show next to a field why its text was refused, if it was. */
+/** Show next to a field why its text was refused or not sent, if so. */
 function showResult(field, { success, action, message }) {
-  field.setAttribute("aria-invalid", !success && action !== undefined); // a lost one may be valid
+  field.setAttribute("aria-invalid", !success && action !== undefined);
   find(`${field.id}-refusal`).textContent = success ? "" : message;
 }
+
+const isRefused = (field) => field.getAttribute("aria-invalid") === "true";
 
 // The users of the room
 
@@ -145,7 +137,7 @@ function changeUser(oldName, newName, deed) {
   find("user-count").textContent = users.size;
   log.showChange(oldName ?? newName, newName ?? oldName, deed);
   // The wanted nickname is free: often the page's own broken connection had it.
-  if (oldName === tab.nick && !isPending(nickField)) goToAddress();
+  if (oldName === tab.nick) goToAddress();
 }
 
 // Messages
@@ -159,7 +151,7 @@ function showMessage(user, message) {
   const isMention = log.showMessage(user, message, me.nick);
   if (!document.hidden) return;
   unread += 1;
-  mentions += isMention;
+  if (isMention) mentions += 1;
   showTitle();
   if (isMention && window.Notification?.permission === "granted") {
     const body = message.slice(0, 200);
@@ -207,7 +199,7 @@ function completeName() {
 }
 
 messageField.onkeydown = (event) => {
-  // In Safari, Enter ends the writing of a Chinese word before it is pressed, with the code 229.
+  // Safari ends the composition of a Chinese word before the keydown of its Enter, which is a 229.
   if (event.isComposing || event.keyCode === 229 || event.shiftKey) return;
   if (event.key === "Enter") say();
   else if (event.key === "ArrowUp" && !messageField.value) write(lastSaid);
@@ -233,7 +225,7 @@ document.oninput = (event) => {
 
 document.onkeydown = (event) => {
   const isShortcut = event.ctrlKey || event.altKey || event.metaKey || event.key === " ";
-  const isText = event.key.length === 1 && !isShortcut;
+  const isText = event.key?.length === 1 && !isShortcut;
   if (isText && !event.target.matches("input, textarea")) messageField.focus();
 };
 
@@ -246,17 +238,11 @@ document.onclick = (event) => {
   messageField.focus();
 };
 
-find("new-messages").onclick = () => {
-  log.scrollToEnd();
-  messageField.focus(); // the button is gone
-};
-
 const notify = find("notify");
 notify.hidden = window.Notification?.permission !== "default";
-notify.onclick = async () => {
-  await Notification.requestPermission();
+notify.onclick = () => {
   notify.hidden = true;
-  messageField.focus();
+  Notification.requestPermission();
 };
 
 document.onvisibilitychange = () => {
@@ -276,5 +262,5 @@ window.onpagehide = () => {
 
 write(tab.draft ?? "");
 showStatus("Connecting", "…");
-const address = new URL("chat", location.href.replace(/^http/, "ws")); // https becomes wss
-connection.start(address.href, { receive, lose, check: showUsers });
+Object.assign(connection.handlers, { receive, lose, check: showUsers });
+connection.connect();

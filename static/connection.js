@@ -6,31 +6,27 @@
  * the page is asked to check it by any request.
  */
 
+const ADDRESS = new URL("chat", location.href.replace(/^http/, "ws")).href; // wss for https
 const MAX_FRAME = 64 * 1024; // bytes; the server closes a connection that sends a larger frame
 const PATIENCE = 10_000; // milliseconds to wait for a connection, or for a response
 const SILENCE = 30_000; // milliseconds without a frame until the connection is checked
-const SHORTEST_PAUSE = 1_000; // milliseconds before a first try to reconnect, doubled for each more
+const SHORTEST_PAUSE = 1_000; // milliseconds before the first try to reconnect; then it doubles
 const LONGEST_PAUSE = 30_000;
 
+/**
+ * What the page has to set: `receive(body)` gets the broadcasts, `check()` sends any request, and
+ * `lose(since)` learns that the connection is lost, and when the last frame arrived.
+ */
+export const handlers = {};
 export let isConnected = false; // from the first frame of a connection until its loss is noticed
 const pending = []; // the requests without a response, oldest first: { action, resolve }
-let address, handlers; // see start()
 let socket; // null between two tries to connect
 let timer; // until the connection is checked, given up, or tried again
 let pause = SHORTEST_PAUSE;
 let lastFrame; // when it arrived
 
-/**
- * Connect to an address, again and again. Of the handlers, `receive(body)` gets the broadcasts,
- * `check()` sends any request, and `lose(since)` learns that nothing has arrived since a time.
- */
-export function start(newAddress, newHandlers) {
-  [address, handlers] = [newAddress, newHandlers];
-  connect();
-}
-
-function connect() {
-  socket = new WebSocket(address);
+export function connect() {
+  socket = new WebSocket(ADDRESS);
   socket.onmessage = (event) => receive(event.data);
   socket.onclose = disconnect;
   watch();
@@ -43,8 +39,8 @@ export function disconnect() {
   socket = null;
   if (isConnected) handlers.lose(lastFrame);
   isConnected = false;
-  const message = "The connection broke before the server confirmed this. It may have arrived.";
-  for (const { resolve } of pending.splice(0).reverse()) resolve({ success: false, message });
+  const result = failure("The connection broke before a response came. This may have arrived.");
+  for (const { resolve } of pending.splice(0).reverse()) resolve(result);
   // The random part keeps all pages from reconnecting at the same instant.
   restartTimer(connect, pause * (1 - Math.random() / 4));
   pause = Math.min(2 * pause, LONGEST_PAUSE);
@@ -56,27 +52,20 @@ export function check() {
   else if (!socket) connect();
 }
 
-/**
- * Send a request. Return a promise of its response, or else of an object with `success: false` and
- * a `message` for the user.
- */
+/** Send a request. Return a promise of its response, or of a failure: see below. */
 export async function request(body) {
   const frame = JSON.stringify(body);
   const size = new TextEncoder().encode(frame).length;
-  let message;
-  if (!isConnected) message = "This was not sent, because there is no connection.";
-  else if (size > MAX_FRAME) message = `This is too long: ${size} bytes of at most ${MAX_FRAME}.`;
-  if (message) return { success: false, message };
+  if (!isConnected) return failure("This was not sent, because there is no connection.");
+  if (size > MAX_FRAME) return failure(`This is too long: ${size} bytes of at most ${MAX_FRAME}.`);
   socket.send(frame);
   const response = new Promise((resolve) => pending.push({ action: body.action, resolve }));
   watch();
   return response;
 }
 
-/** Return whether a request with this action has no response yet. */
-export function isPending(action) {
-  return pending.some((request) => request.action === action);
-}
+/** Return what stands for a response that does not come: like a refusal, but without an action. */
+const failure = (message) => ({ success: false, message });
 
 function receive(data) {
   isConnected = true;

@@ -4,8 +4,7 @@
  */
 
 const MAX_ENTRIES = 1000; // that stay in the log
-const MAX_AT_ONCE = 50_000; // characters added in one step, so that a flood does not stall the page
-const ENTRY = 500; // characters that an entry counts in addition
+const MAX_AT_ONCE = 30_000; // characters of HTML added in one step: a flood must not stall the page
 const MAX_LINKS = 50; // links and mentions in a message: thousands of elements would stall the page
 const MAX_CHANGES = 100; // in one notice
 const MAX_NAMES = 3; // listed of people who did the same
@@ -40,7 +39,7 @@ export function show(kind, ...parts) {
   time.title = `${day}, ${time.textContent}`;
   entry.querySelector(".text").append(...parts);
   last = { entry, day, since: Date.now() };
-  // To lay out the page for each entry would be slow. requestAnimationFrame() waits in a hidden tab.
+  // To lay out the page for each entry is slow. requestAnimationFrame() waits in a hidden tab.
   if (waiting.push(entry) === 1) setTimeout(addWaiting, 20);
   return entry;
 }
@@ -51,8 +50,7 @@ export function showMessage(user, text, nick, isOwn = false) {
   const since = isMore ? last.since : Date.now();
   const entry = show("message", ...enrich(text, nick));
   Object.assign(last, { user, since });
-  entry.classList.add(isOwn ? "own" : "others");
-  entry.classList.toggle("more", isMore);
+  entry.classList.add(isOwn ? "own" : "others", isMore ? "more" : "first");
   entry.querySelector(".head").prepend(nameOf(user), isOwn ? " (you) " : " ");
   return entry.querySelector("mark") !== null;
 }
@@ -90,9 +88,7 @@ function describe(changes) {
   });
 }
 
-function isRecent() {
-  return Date.now() - last.since < GROUP_TIME;
-}
+const isRecent = () => Date.now() - last.since < GROUP_TIME;
 
 // Texts
 
@@ -124,9 +120,7 @@ function enrich(text, nick) {
 }
 
 /** Leave at most 16 accents and the like on a letter: thousands of them would stall the page. */
-function thin(text) {
-  return text.replace(/([\p{M}\p{Cf}]{16})[\p{M}\p{Cf}]+/gu, "$1");
-}
+const thin = (text) => text.replace(/([\p{M}\p{Cf}]{16})[\p{M}\p{Cf}]+/gu, "$1");
 
 // Scrolling
 
@@ -138,7 +132,7 @@ function addWaiting() {
   const entries = [];
   for (let space = MAX_AT_ONCE; waiting.length && space > 0;) {
     entries.push(waiting.shift());
-    space -= ENTRY + entries.at(-1).textContent.length;
+    space -= entries.at(-1).outerHTML.length;
   }
   if (waiting.length) setTimeout(addWaiting, 20);
   following ||= entries.some((entry) => entry.matches(".own"));
@@ -150,15 +144,13 @@ function addWaiting() {
   if (entries.some((entry) => entry.matches(".message"))) newMessages.hidden = false;
 }
 
-export function scrollToEnd() {
+function scrollToEnd() {
   log.scrollTop = log.scrollHeight;
   newMessages.hidden = true;
 }
 
-/** Scroll almost a page up (-1) or down (1). */
-export function scrollPage(direction) {
-  log.scrollBy(0, direction * 0.9 * log.clientHeight);
-}
+/** Scroll up (-1) or down (1) by almost a page. */
+export const scrollPage = (direction) => log.scrollBy(0, direction * 0.9 * log.clientHeight);
 
 log.onscroll = () => {
   const isAtEnd = log.scrollHeight - log.scrollTop - log.clientHeight < 30; // about a line
@@ -168,4 +160,5 @@ log.onscroll = () => {
   if (following) newMessages.hidden = true;
 };
 
+newMessages.onclick = scrollToEnd;
 new ResizeObserver(() => following && scrollToEnd()).observe(log);

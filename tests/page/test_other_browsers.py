@@ -50,7 +50,7 @@ async def test_main_scenarios(
         await sees("#status", "Disconnected")
         start_server(port=server.port)
         await sees("#status", "Connected")
-        await sees("#log", "You were away")
+        await sees("#log", "You were disconnected")
         assert (
             await tab.evaluate("location.hash + document.getElementById('nick').value")
             == "#mathBob"

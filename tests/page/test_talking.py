@@ -224,7 +224,6 @@ async def test_room_in_the_address(server: Server, join: Join, open_page: OpenPa
     await join(server.url, "Zoë?&/%", "full")
     zoe = await open_page(server.url, "math")
     await zoe.is_connected("math", RANDOM)
-    await expect(zoe.notice).to_have_text(re.compile("^Nobody else is here"))
     await zoe.field("Room").fill(strange := "a/b %41 #ü")
     await zoe.field("Nickname").fill("Zoë?&/%")
     # Faster than any response.
@@ -286,7 +285,7 @@ async def test_hidden_tab(server: Server, join: Join, open_page: OpenPage) -> No
     for text, counts in {"unseen": "1", "Hello, Bob!": "@1, 2", "more": "@1, 3"}.items():
         await say(ann, text)
         await expect(bob.page).to_have_title(f"({counts}) math - aiohttp chat")
-    first = ["You are Bob in math", re.compile("^Nobody"), "Ann joined"]
+    first = ["You are Bob in math", "Ann joined"]
     last = ["Bob, you see this", "New since you left", "unseen", "Hello, Bob!", "more"]
     await expect(bob.texts()).to_have_text(first + last)
     assert await bob.page.evaluate("notes") == ["Ann in math: Hello, Bob!"]

@@ -6,7 +6,6 @@ driver that speaks WebDriver (https://w3c.github.io/webdriver/) over HTTP.
 
 import asyncio
 import contextlib
-import itertools
 import json
 import os
 import shutil
@@ -22,8 +21,6 @@ import pytest
 
 from tests.helpers import TIMEOUT, eventually
 
-ENTER = "\ue007"  # the key, as WebDriver writes it
-
 
 @dataclass
 class Tab:
@@ -34,15 +31,16 @@ class Tab:
     act: Callable[[Any], Awaitable[Any]]  # perform actions, which both protocols write the same way
 
     async def enter(self, field: str, text: str) -> None:
-        """Type into the field with this id, and press Enter."""
+        """Type into the field with this id, and press Enter (U+E007)."""
         await self.evaluate(f"document.getElementById('{field}').select()")
-        keys = [{"type": t, "value": key} for key in text + ENTER for t in ("keyDown", "keyUp")]
+        keys = [{"type": t, "value": k} for k in text + "\ue007" for t in ("keyDown", "keyUp")]
         await self.act([{"type": "key", "id": "keyboard", "actions": keys}])
 
-    async def until(self, expression: str) -> None:
-        """Wait until an expression is true."""
+    async def sees(self, place: str, text: str) -> None:
+        """Wait until an element shows a text."""
+        element = f"document.querySelector('{place}')"
         async with asyncio.timeout(TIMEOUT):
-            while not await self.evaluate(expression):
+            while text not in (await self.evaluate(f"{element}?.innerText") or ""):  # noqa: ASYNC110
                 await asyncio.sleep(0.05)
 
 
@@ -63,18 +61,13 @@ async def running(*command: str, **environment: str) -> AsyncIterator[Process]:
 @contextlib.asynccontextmanager
 async def firefox(folder: Path) -> AsyncIterator[Tab]:
     """Run Firefox with its profile in a folder."""
-    program = shutil.which("firefox-esr") or shutil.which("firefox")
-    if not program:
+    if not (program := shutil.which("firefox-esr") or shutil.which("firefox")):
         pytest.skip("There is no Firefox here.")
-    options = ("--headless", "--remote-debugging-port=0", "--profile", str(folder))
-    address = folder / "WebDriverBiDiServer.json"
-    numbers = itertools.count()
 
     async def command(method: str, **params: Any) -> Any:
-        number = next(numbers)
-        await websocket.send_json({"id": number, "method": method, "params": params})
-        while (response := await websocket.receive_json(timeout=60)).get("id") != number:
-            pass
+        await websocket.send_json({"id": 1, "method": method, "params": params})
+        while "id" not in (response := await websocket.receive_json(timeout=60)):
+            pass  # an event
         return response["result"]
 
     async def evaluate(expression: str) -> Any:
@@ -82,6 +75,8 @@ async def firefox(folder: Path) -> AsyncIterator[Tab]:
         response = await command("script.evaluate", target=tab, **code)
         return json.loads(response["result"]["value"])[0]
 
+    options = ("--headless", "--remote-debugging-port=0", "--profile", str(folder))
+    address = folder / "WebDriverBiDiServer.json"
     async with running(program, *options), aiohttp.ClientSession() as client:
         await eventually(address.exists)
         url = f"ws://127.0.0.1:{json.loads(address.read_text())['ws_port']}/session"
@@ -98,25 +93,23 @@ async def firefox(folder: Path) -> AsyncIterator[Tab]:
 
 @contextlib.asynccontextmanager
 async def webkit(folder: Path) -> AsyncIterator[Tab]:
-    """Run WebKitGTK's MiniBrowser, on a screen that nobody sees."""
+    """Run WebKitGTK's MiniBrowser, with its files in a folder, on a screen that nobody sees."""
     if not shutil.which("WebKitWebDriver") or not shutil.which("Xvfb"):
         pytest.skip("There is no WebKit here; Debian has webkit2gtk-driver and xvfb.")
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        url = f"http://127.0.0.1:{free.getsockname()[1]}"
-    # WebKit's sandbox fails in containers.
-    environment = {"WEBKIT_DISABLE_SANDBOX_THIS_IS_DANGEROUS": "1", "HOME": str(folder)}
 
     async def command(path: str, **body: Any) -> Any:
         async with client.post(f"/session{path}", json=body) as response:
             return (await response.json())["value"]
 
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
     async with running("Xvfb", "-displayfd", "1", "-nolisten", "tcp") as screen:
         assert screen.stdout
-        environment["DISPLAY"] = ":" + (await screen.stdout.readline()).decode().strip()
-        async with (
-            running("WebKitWebDriver", f"--port={url[17:]}", **environment),
-            aiohttp.ClientSession(url) as client,
-        ):
+        display = ":" + (await screen.stdout.readline()).decode().strip()
+        # WebKit's sandbox fails in containers.
+        environment = {"HOME": str(folder), "WEBKIT_DISABLE_SANDBOX_THIS_IS_DANGEROUS": "1"}
+        driver = running("WebKitWebDriver", f"--port={port}", DISPLAY=display, **environment)
+        async with driver, aiohttp.ClientSession(f"http://127.0.0.1:{port}") as client:
             session = ""
             while not session:  # the driver is starting
                 with contextlib.suppress(aiohttp.ClientConnectorError):

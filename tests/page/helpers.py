@@ -26,7 +26,6 @@ class ChatPage:
         self.status = page.get_by_role("status")
         self.users = page.get_by_role("list", name="Users", exact=True).get_by_role("listitem")
         self.log = page.get_by_role("log")
-        self.notice = self.texts(".notice").last
         # The page's ends of its WebSockets and the server's, after pass_through().
         self.sockets: list[tuple[WebSocketRoute, WebSocketRoute]] = []
 
@@ -66,9 +65,10 @@ class ChatPage:
 
     async def scroll(self, top: str) -> Any:
         """Scroll the log, and return where it is once the page has noticed."""
-        await self.log.evaluate(f"log => log.scrollTop = {top}")
         frames = "new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))"
-        return await self.log.evaluate(f"log => {frames}.then(() => log.scrollTop)")
+        return await self.log.evaluate(
+            f"log => {{ log.scrollTop = {top}; return {frames}.then(() => log.scrollTop); }}"
+        )
 
     async def stop_clock(self) -> None:
         """From here on, time only passes in page.clock.run_for()."""

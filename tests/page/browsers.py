@@ -30,9 +30,9 @@ class Tab:
     evaluate: Callable[[str], Awaitable[Any]]  # return the value of a JavaScript expression
     act: Callable[[Any], Awaitable[Any]]  # perform actions, which both protocols write the same way
 
-    async def enter(self, field: str, text: str) -> None:
-        """Type into the field with this id, and press Enter (U+E007)."""
-        await self.evaluate(f"document.getElementById('{field}').select()")
+    async def enter(self, text: str, focus: str) -> None:
+        """Type a text and press Enter (U+E007), after an expression that moves the focus."""
+        await self.evaluate(focus)
         keys = [{"type": t, "value": k} for k in text + "\ue007" for t in ("keyDown", "keyUp")]
         await self.act([{"type": "key", "id": "keyboard", "actions": keys}])
 

@@ -1,0 +1,154 @@
+"""client.py without a terminal: it reads and prints plain lines."""
+
+import asyncio
+import os
+import signal
+import ssl
+from pathlib import Path
+from typing import Any
+
+import pytest
+from yarl import URL
+
+from server import init_app
+from tests.helpers import TIMEOUT, Join, StartScript, left, said
+
+CERTIFICATE = Path(__file__).with_name("localhost.pem")  # and its key
+# IDLE's streams say that they are a terminal, but are not files.
+IDLE = """
+import runpy, sys
+
+class Stream:
+    def __init__(self, stream):
+        self.readline, self.write, self.flush = stream.readline, stream.write, stream.flush
+
+    def isatty(self):
+        return True
+
+sys.stdin, sys.stdout = Stream(sys.stdin), Stream(sys.stdout)
+runpy.run_path("client.py", run_name="__main__")
+"""
+
+
+@pytest.fixture
+async def url(serve: Any) -> URL:
+    """The address of a chat in this process."""
+    url: URL = await serve(await init_app()) / "chat"
+    return url
+
+
+async def test_pipe(url: URL, join: Join, start_script: StartScript) -> None:
+    """Times and colours are for people; the last line needs no newline."""
+    amy = await join(url.parent, "Amy", "lounge")
+    script = await start_script("client.py", "--url", url, "--room", "lounge", "--nick", "Bob")
+    lines = [f"line {number}" for number in range(300)]
+    typed = "\r\n".join(["one", "", *lines, "z" * 200_000, "y" * 60_000]).encode() + b"\xff"
+    code, output, errors = await script.end(typed)
+    assert (code, errors) == (0, "")
+    lines = ["one", *lines, "y" * 60_000 + "\N{REPLACEMENT CHARACTER}"]
+    expected = [f"Bob: {line}" for line in lines]
+    expected.insert(-1, "! Too long: 200041 bytes; the limit is 65536")
+    start = ["* You are now in lounge", "* You are now known as Bob", "* In lounge: Amy, Bob"]
+    assert output.splitlines() == [*start, *expected]
+    bodies = (await amy.catch_up())[2:]
+    assert bodies == [*(said("Bob", text) for text in lines), left("lounge", "Bob", shame=False)]
+
+
+async def test_files(url: URL, start_script: StartScript, tmp_path: Path) -> None:
+    """What is not in the encoding of a file is escaped."""
+    (tmp_path / "in").write_bytes(b"one\ncaf\xe9\ntwo")
+    script = await start_script(
+        *("client.py", "--url", url, "--nick", "Zoë"),
+        redirect=f"<{tmp_path}/in >{tmp_path}/out",
+        PYTHONIOENCODING="ascii",
+    )
+    assert await script.end() == (0, "", "")
+    shown = ["* You are now known as Zo\\xeb", "* In default: Zo\\xeb"]
+    shown += ["Zo\\xeb: one", "Zo\\xeb: caf\\ufffd", "Zo\\xeb: two"]
+    assert (tmp_path / "out").read_text().splitlines() == shown
+
+
+async def test_idle(url: URL, start_script: StartScript) -> None:
+    script = await start_script("-c", IDLE, "--url", url, "--nick", "Bob")
+    code, output, errors = await script.end(b"hello\n")
+    assert (code, errors) == (0, "")
+    shown = [line[6:] for line in output.splitlines()]  # without the times
+    assert shown == ["* You are now known as Bob", "* In default: Bob", "Bob: hello"]
+
+
+@pytest.mark.parametrize("redirect", ["<&-", ">&-"])
+async def test_closed_streams(start_script: StartScript, redirect: str) -> None:
+    script = await start_script("client.py", redirect=redirect)
+    sentence = "client.py needs standard input and output (/dev/null is enough).\n"
+    assert await script.end() == (1, "", sentence)
+
+
+async def test_unusual_address(start_script: StartScript) -> None:
+    """What a server sends is escaped in the sentence with which the client ends, too."""
+
+    async def redirect(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 302 Found\r\nLocation: http://\x1b[2J/\r\n\r\n")
+        await writer.drain()
+        writer.close()
+
+    async with await asyncio.start_server(redirect, "127.0.0.1", 0) as server:
+        url = f"ws://127.0.0.1:{server.sockets[0].getsockname()[1]}/"
+        code, output, errors = await (await start_script("client.py", "--url", url)).end()
+    assert (code, output) == (1, "")
+    assert errors.startswith(rf"{url}: http://\x1b[2J/ ")
+
+
+@pytest.mark.parametrize(
+    ("host", "trusted", "sentence"),
+    [
+        ("localhost", CERTIFICATE, ""),
+        ("127.0.0.1", CERTIFICATE, "certificate is not valid for '127.0.0.1'"),
+        ("localhost", os.devnull, "self-signed certificate"),
+    ],
+)
+async def test_certificate(
+    aiohttp_server: Any, start_script: StartScript, host: str, trusted: Any, sentence: str
+) -> None:
+    """A certificate of one's own can be trusted, for the name that is in it."""
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(CERTIFICATE)
+    server = await aiohttp_server(await init_app(), ssl=context)
+    url = f"wss://{host}:{server.port}/chat"
+    script = await start_script("client.py", "--url", url, SSL_CERT_FILE=str(trusted))
+    code, output, errors = await script.end(b"hello")
+    assert (code, ": hello" in output) == ((1, False) if sentence else (0, True))
+    assert sentence in errors
+
+
+@pytest.mark.parametrize("way", ["Ctrl+C", "closed output"])
+async def test_end_in_a_busy_room(
+    url: URL, join: Join, start_script: StartScript, way: str
+) -> None:
+    amy = await join(url.parent, "Amy")
+    script = await start_script("client.py", "--url", url, "--nick", "Bob")
+
+    async def talk() -> None:
+        while True:
+            await amy.websocket.send_json({"action": "chat_message", "message": "Hello!"})
+            await asyncio.sleep(0.001)
+
+    while "In default" not in await script.line():
+        pass
+    talking = asyncio.create_task(talk())
+    while "Hello!" not in await script.line():
+        pass
+    if way == "Ctrl+C":
+        for _ in range(2):  # `timeout` and `uv run` can both pass a signal on
+            script.process.send_signal(signal.SIGINT)
+    else:
+        script.process._transport.get_pipe_transport(1).close()  # type: ignore[attr-defined]
+    ending = asyncio.create_task(script.end())
+    async with asyncio.timeout(TIMEOUT):
+        while (body := await amy.hear())["action"] != "left":
+            pass
+    talking.cancel()
+    assert body == left("default", "Bob", shame=False)
+    code, _, errors = await ending
+    if way == "Ctrl+C":
+        assert (code, errors) == (0, "")

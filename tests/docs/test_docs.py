@@ -12,13 +12,15 @@ import ssl
 import subprocess
 import sys
 import tomllib
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import aiohttp
 import pytest
 from aiohttp import web
+from yarl import URL
 
+import client
 import utils
 from server import PRIVATE_NAME, init_app
 from tests.helpers import (
@@ -33,6 +35,8 @@ from tests.helpers import (
     joined,
     left,
 )
+
+Serve = Callable[[web.Application], Awaitable[URL]]
 
 PATHS = [*sorted(ROOT.glob("docs/*.md")), ROOT / "CONTRIBUTING.md"]
 TEXTS = {path.name: path.read_text() for path in PATHS}
@@ -129,6 +133,25 @@ def test_command(command: str) -> None:
                 [sys.executable, "server.py", "-h"], cwd=ROOT, text=True
             )
         assert options <= set(re.findall(r"(?<![\w-])--?\w[\w-]*", shown))
+
+
+# The terminal client
+
+
+def test_commands_and_pauses_of_the_client() -> None:
+    shown = re.findall(r"^\| .*`(/\w+)", TEXTS["terminal.md"], re.MULTILINE)
+    assert sorted(shown) == sorted(client.COMMANDS)
+    assert f"after {client.MIN_PAUSE} second" in TEXTS["terminal.md"]
+    assert f"up to {client.MAX_PAUSE}." in TEXTS["terminal.md"]
+
+
+async def test_pipe(serve: Serve, start_script: StartScript) -> None:
+    url = await serve(await init_app())
+    ((source, words),) = [command.split("| uv run ") for command in COMMANDS if "|" in command]
+    script = await start_script(*shlex.split(words), "--url", url / "chat", shell=f"{source} |")
+    code, output, errors = await script.end()
+    messages = [line.split(": ")[1] for line in output.splitlines()[-3:]]
+    assert (code, messages, errors) == (0, ["one", "two", "three"], "")
 
 
 # What goes around the server: a proxy, a certificate, a service

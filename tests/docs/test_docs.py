@@ -162,14 +162,13 @@ def listens(port: int) -> bool:
         return plain.connect_ex(("127.0.0.1", port)) == 0
 
 
-@pytest.fixture
-def certificate(tmp_path: Path) -> Path:
+def make_certificate(folder: Path) -> Path:
     """Make cert.pem and key.pem with the command that is shown, but for other names."""
     (command,) = [command for command in COMMANDS if command.startswith("openssl")]
     names = "DNS:localhost,DNS:chat.example.org"
     words = shlex.split(command.replace("DNS:chat.lan", names))
-    subprocess.run(words, cwd=tmp_path, check=True, capture_output=True)
-    return tmp_path / "cert.pem"
+    subprocess.run(words, cwd=folder, check=True, capture_output=True)
+    return folder / "cert.pem"
 
 
 def nginx(folder: Path, port: int, server_port: int) -> list[str]:
@@ -200,20 +199,21 @@ def caddy(folder: Path, port: int, server_port: int) -> list[str]:
 @pytest.mark.parametrize("configure", [nginx, caddy])
 async def test_proxy(
     configure: Callable[[Path, int, int], list[str]],
-    certificate: Path,
+    tmp_path: Path,
     start_server: StartServer,
     join: Join,
     unused_tcp_port: int,
 ) -> None:
     """The page chats through it, others' pages do not, and every kind of end is passed on."""
     name = "chat.example.org"
+    certificate = make_certificate(tmp_path)
     server = start_server("--allow-origin", f"https://{name}")
     amy = await join(server.url)
-    command = configure(certificate.parent, unused_tcp_port, server.port)
-    environment = os.environ | {"HOME": str(certificate.parent)}
-    with certificate.with_name("log").open("w") as log:
+    command = configure(tmp_path, unused_tcp_port, server.port)
+    environment = os.environ | {"HOME": str(tmp_path)}
+    with (tmp_path / "log").open("w") as log:
         process = await asyncio.create_subprocess_exec(
-            *command, cwd=certificate.parent, env=environment, stdout=log, stderr=log
+            *command, cwd=tmp_path, env=environment, stdout=log, stderr=log
         )
     try:
         await eventually(lambda: listens(unused_tcp_port))
@@ -251,12 +251,13 @@ async def test_proxy(
 
 
 @pytest.mark.needs("deploy")
-async def test_certificate(certificate: Path, start_script: StartScript) -> None:
+async def test_certificate(tmp_path: Path, start_script: StartScript) -> None:
     """The terminal client trusts it if it is told to."""
+    certificate = make_certificate(tmp_path)
     (command,) = [command for command in COMMANDS if command.startswith("SSL_CERT_FILE")]
     variable, *_, script, option, url = shlex.split(command)
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    context.load_cert_chain(certificate, certificate.with_name("key.pem"))
+    context.load_cert_chain(certificate, tmp_path / "key.pem")
     runner = web.AppRunner(await init_app(), access_log=None)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0, ssl_context=context).start()

@@ -1,6 +1,7 @@
 """What docs/ and CONTRIBUTING.md show is true: links, names, figures, commands and snippets."""
 
 import asyncio
+import functools
 import importlib.util
 import os
 import re
@@ -105,6 +106,11 @@ def test_names_that_are_trusted() -> None:
     assert PRIVATE_NAME.pattern.endswith(f"({pattern})")
 
 
+@functools.cache
+def help_of(*command: str) -> str:
+    return subprocess.check_output([*command, "--help"], cwd=ROOT, text=True)
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_command(command: str) -> None:
     """Programs, scripts, groups and options exist."""
@@ -126,12 +132,9 @@ def test_command(command: str) -> None:
     script = words[:1] if words[0].endswith(".py") else ["-m", words[words[0] == "-m"]]
     assert (ROOT / script[-1]).exists() or importlib.util.find_spec(script[-1]) or words[0] == "uv"
     if options := {word for word in words if word.startswith("-")} - {"-m"}:
-        start = words[:2] if words[0] == "uv" else [sys.executable, *script]
-        shown = subprocess.check_output([*start, "--help"], cwd=ROOT, text=True)
+        shown = help_of(*(words[:2] if words[0] == "uv" else [sys.executable, *script]))
         if "aiohttp.web" in words:  # it passes on the options of server.py
-            shown += subprocess.check_output(
-                [sys.executable, "server.py", "-h"], cwd=ROOT, text=True
-            )
+            shown += help_of(sys.executable, "server.py")
         assert options <= set(re.findall(r"(?<![\w-])--?\w[\w-]*", shown))
 
 

@@ -21,6 +21,7 @@ from yarl import URL
 from tests.helpers import (
     HANDSHAKE,
     PACKAGES,
+    PROGRAMS,
     ROOT,
     TIMEOUT,
     UNWANTED,
@@ -206,14 +207,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
-        "markers", "needs(group): skip the test where packages of a dependency group are missing"
+        "markers", "needs(group): skip the test where packages or programs of a group are missing"
     )
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
     for mark in item.iter_markers("needs"):
         (group,) = mark.args
-        if not all(map(importlib.util.find_spec, PACKAGES[group])):
+        if missing := [name for name in PROGRAMS.get(group, ()) if not shutil.which(name)]:
+            pytest.skip(f"it needs {', '.join(missing)}")
+        if not all(map(importlib.util.find_spec, PACKAGES.get(group, ()))):
             pytest.skip(f"it needs `uv run --group {group} pytest`")
 
 

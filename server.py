@@ -8,6 +8,7 @@ import logging
 import re
 import socket
 import sys
+import traceback
 import warnings
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
@@ -16,7 +17,6 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from aiohttp import WSCloseCode, WSMessage, web
-from aiohttp.http import HttpProcessingError
 from aiohttp.typedefs import Handler
 
 from utils import NAMES, ClientSocket, InvalidRequest, Meter, User
@@ -34,7 +34,7 @@ UNKNOWN_REQUEST = """Unknown request. There are set_nick with a nick, join_room 
 with a room, and chat_message with a message."""
 
 OPTIONS = web.AppKey("options", argparse.Namespace)
-VIEWS = web.AppKey("views", set["asyncio.Task[None]"])  # one for each WebSocket that is open
+VIEWS = web.AppKey("views", set["asyncio.Task[None]"])  # the tasks that serve open WebSockets
 
 
 async def ws_echo(request: web.Request) -> web.WebSocketResponse:
@@ -103,7 +103,7 @@ async def open_websocket(request: web.Request) -> AsyncIterator[ClientSocket]:
     websocket = ClientSocket(request)
     try:
         await websocket.prepare(request)
-    except (web.HTTPBadRequest, ValueError, ConnectionError):  # a key not in ASCII; a lost client
+    except (web.HTTPBadRequest, ValueError, ConnectionError):  # or a key not in ASCII; or too late
         headers = {"Upgrade": "websocket", "Connection": "Upgrade", "Sec-WebSocket-Version": "13"}
         text = "Open this address with a WebSocket client."
         raise web.HTTPUpgradeRequired(text=text, headers=headers) from None
@@ -115,13 +115,13 @@ async def open_websocket(request: web.Request) -> AsyncIterator[ClientSocket]:
         await websocket.close(code=WSCloseCode.GOING_AWAY)
         raise
     finally:
-        await websocket.close()
         request.app[VIEWS].discard(request.task)
+        await websocket.close()
 
 
 async def serve_page(request: web.Request) -> web.FileResponse:
     """Serve the web page, its scripts and its style sheet."""
-    check_origin(request, f"http://{request.host}")
+    check_origin(request, f"http://{request.host.removesuffix(':80')}")
     return web.FileResponse(STATIC / (request.path[1:] or "index.html"), headers=PAGE_HEADERS)
 
 
@@ -162,7 +162,7 @@ async def init_app(
 
 # Not for the first reading: which pages may connect, the command line, and the log
 
-# What no stranger can own: IP addresses, names without a dot, and names of private networks.
+# What an attacker cannot use: IP addresses, names without a dot, names that are not in public DNS.
 PRIVATE_NAME = re.compile(r"\[.*\]|[\d.]+|[^.]*|.+\.(localhost|local|lan|internal|home\.arpa|test)")
 
 
@@ -172,17 +172,23 @@ def check_origin(request: web.Request, origin: str) -> None:
     It is not enough that a page's Origin names this Host, because an attacker can point a name of
     their own at this machine (DNS rebinding).
     """
-    allowed = [site.lower().rstrip("/") for site in request.app[OPTIONS].allow_origin]
-    host = request.host.lower()
+    allowed, host = request.app[OPTIONS].allow_origin, request.host.lower()
     name = re.sub(r":\d*$", "", host).removesuffix(".")
     own_names = {socket.gethostname().lower(), *(urlsplit(site).hostname for site in allowed)}
     is_own_name = name in own_names or PRIVATE_NAME.fullmatch(name)
     own = (f"http://{host.removesuffix(':80')}", f"https://{host.removesuffix(':443')}")
     if origin.lower() not in allowed and not (is_own_name and origin.lower() in own):
         shown = origin.encode(errors="replace").decode()[:100]
-        logger.info("Refused a page of %r; --allow-origin %s allows it", shown, shown)
+        logger.info("Refused a page of %r; --allow-origin %r allows it", shown, shown)
         text = f"Pages of {shown} may not connect. To allow them, start the server with "
         raise web.HTTPForbidden(text=f"{text}--allow-origin {shown}")
+
+
+def origin(text: str) -> str:
+    """Return an origin as browsers send it; raise ValueError if the text is not one."""
+    if not re.fullmatch(r"https?://[^/]+/?", text) or not urlsplit(text).hostname:
+        raise ValueError
+    return text.lower().removesuffix("/")
 
 
 def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
@@ -192,20 +198,22 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--port", default=8080, type=int, help="default: %(default)s")
     parser.add_argument("--verbose", action="store_true", help="log what users say, too")
     sites = "let the pages of a site connect, such as https://example.org (may be repeated)"
-    parser.add_argument("--allow-origin", metavar="ORIGIN", default=[], action="append", help=sites)
+    parser.add_argument("--allow-origin", type=origin, default=[], action="append", help=sites)
     return parser.parse_args(argv)
 
 
 class LogFilter(logging.Filter):
-    """Keeps errors that strangers can cause to one line, and logs none twice in a row."""
+    """Cuts errors to one line that strangers cause in other code, and drops repeated ones."""
 
     last = ""
 
     def filter(self, record: logging.LogRecord) -> bool:
         error = record.exc_info and record.exc_info[1]
-        if not isinstance(error, OSError | HttpProcessingError | RuntimeError):
+        frames = traceback.walk_tb(error.__traceback__) if error else ()
+        modules = {frame.f_globals["__name__"] for frame, _ in frames}
+        if not error or not modules.isdisjoint({"__main__", "server", "utils"}):
             return True
-        line, self.last = self.last, " ".join(f"{record.getMessage()}: {error}".split())
+        line, self.last = self.last, " ".join(f"{record.getMessage()}: {error}".split())[:300]
         record.msg, record.args, record.exc_info = self.last, None, None
         return line != self.last
 
@@ -217,7 +225,7 @@ def main(init_app: Callable[..., Coroutine[Any, Any, web.Application]] = init_ap
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     logging.getLogger().handlers[0].addFilter(LogFilter())
     logger.setLevel(logging.DEBUG if app[OPTIONS].verbose else logging.INFO)
-    show = functools.partial(print, flush=True)  # for a pipe
+    show = functools.partial(print, flush=True)  # a pipe would get it only at the end
     try:  # at the shutdown, running page downloads get half a second
         web.run_app(app, host=host, port=port, access_log=None, shutdown_timeout=0.5, print=show)
     except (OSError, OverflowError, UnicodeError) as error:

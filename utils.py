@@ -22,7 +22,7 @@ MAX_MESSAGE = 64 * 1024  # bytes of a message from a client; a larger one ends t
 MAX_RATE = 128 * 1024  # bytes a second that a client may send, after a burst of as many
 MIN_COST = 512  # bytes that every message counts at least
 DELIVERY_COST = 20e-6  # seconds that a client waits for each user to whom its message is sent
-MAX_BACKLOG = 1024 * 1024  # bytes that a client may leave unread before it is dropped
+MAX_BACKLOG = 1024 * 1024  # bytes that may wait here for a client to read; then it is dropped
 MAX_FRAGMENTS = 1024 * 1024  # bytes that a client may send without finishing a message
 MAX_NAME = 32  # characters of a nickname or of a room's name
 HEARTBEAT = 20.0  # seconds of silence before the server pings; a client has half of that to respond
@@ -30,7 +30,7 @@ CLOSE_TIMEOUT = 2.0  # seconds for a client to respond to a close frame
 
 # Fillers and variation selectors: Python calls them printable, but nobody sees them.
 INVISIBLE = "\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0"
-INVISIBLE += "\U000e0100-\U000e01ef"
+INVISIBLE += "\U00013441\U00013442\U00016fe4\U0001d159\U000e0100-\U000e01ef"
 
 NAMES = web.AppKey("names", defaultdict[str, set[str]])  # canonical name -> rooms where it is taken
 
@@ -162,18 +162,16 @@ def read_json(message: WSMessage) -> Any:
     try:
         value = json.loads(message.data)
         encode([value])  # Python also reads NaN, and 1e999 as infinity; a browser could not
-    except (ValueError, RecursionError) as error:  # the latter for 60,000 opening brackets
+    except (ValueError, RecursionError) as error:  # the latter for deep nesting
         raise InvalidRequest(f"This is not valid JSON: {error}.") from None
     return value
 
 
 def check_name(name: Any) -> str:
     """Return a nickname or a room's name; raise InvalidRequest if it can't be one."""
-    is_visible = (
-        isinstance(name, str) and name.isprintable() and not re.search(f"[{INVISIBLE}]", name)
-    )
-    if is_visible and name == name.strip() and 1 <= len(name) <= MAX_NAME:
-        return str(name)
+    if isinstance(name, str) and 1 <= len(name) <= MAX_NAME and name == name.strip():
+        if name.isprintable() and not re.search(f"[{INVISIBLE}]", name):
+            return name
     raise InvalidRequest(f"A name has 1 to {MAX_NAME} visible characters, and no space at an end.")
 
 
@@ -241,7 +239,7 @@ class ClientSocket(web.WebSocketResponse):
 
     @property
     def vanished(self) -> bool:
-        """Whether the client has disconnected without a close frame."""
+        """Whether the connection has ended without a close frame of the client."""
         return self.closed or (self.close_code is None and self.transport.is_closing())
 
     def pay(self, seconds: float) -> None:
@@ -266,8 +264,7 @@ class ClientSocket(web.WebSocketResponse):
         """Read what arrived before a reset, maybe a close frame. asyncio would discard it."""
         protocol = cast(asyncio.Protocol, self.transport.get_protocol())
         with contextlib.suppress(OSError), self.transport.get_extra_info("socket").dup() as unread:
-            while data := unread.recv(MAX_MESSAGE):
-                protocol.data_received(data)
+            protocol.data_received(unread.recv(MAX_BACKLOG))
 
     async def close(self, **options: Any) -> bool:
         """Close as aiohttp does, but give the client only CLOSE_TIMEOUT seconds to respond."""

@@ -155,7 +155,7 @@ async def test_no_more_files(start_server: StartServer, join: Join) -> None:
 
 
 async def test_members_come_and_go_at_random(server: Server, join: Join) -> None:
-    """Many connect, rename, talk, move, leave and vanish; at the end the lists of users are right."""
+    """Many connect, rename, talk, move, leave and vanish; at the end, the user lists are right."""
     choose = random.Random(20260101)
     present: dict[str, list[str]] = defaultdict(list)
 

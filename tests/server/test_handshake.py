@@ -47,9 +47,10 @@ def allow(chat: Chat, *sites: str) -> None:
 
 # The Host of a browser's request, where this machine's name is amys-laptop.school.example.
 TRUSTED = """\
-127.0.0.1:8080 192.168.1.7 [::1]:8080 [fe80::1] [::ffff:10.0.0.1]:8080 localhost localhost.:8080
-LOCALHOST app.localhost:8080 amys-laptop amys-laptop:8080 amys-laptop.local amys-laptop.local.:8080
-amys-laptop.lan chat host.docker.internal nas.home.arpa chat.test amys-laptop.school.example
+127.0.0.1:8080 192.168.1.7 192.168.1.7:80 [::1]:80 [::1]:8080 [fe80::1] [::ffff:10.0.0.1]:8080
+localhost localhost.:8080 LOCALHOST app.localhost:8080 amys-laptop amys-laptop:8080
+amys-laptop.local amys-laptop.local.:8080 amys-laptop.lan chat host.docker.internal
+nas.home.arpa chat.test amys-laptop.school.example
 AMYS-LAPTOP.school.example.:8080 one.example two.example:8443""".split()
 # These names could lead to this machine, too: DNS rebinding.
 STRANGE = """\
@@ -64,8 +65,8 @@ async def test_names_of_hosts(chat: Chat, monkeypatch: pytest.MonkeyPatch) -> No
     allow(chat, "https://One.example", "https://two.example:8443/")
     for host in TRUSTED:
         assert (await respond(chat, request("", {"Host": host}))).startswith("HTTP/1.1 200 "), host
-        for scheme in ("http", "https"):
-            headers = {**HANDSHAKE, "Host": host, "Origin": f"{scheme}://{host}"}
+        for origin in (f"https://{host}", f"http://{host.removesuffix(':80')}"):  # as browsers do
+            headers = {**HANDSHAKE, "Host": host, "Origin": origin}
             assert (await respond(chat, request("chat", headers))).startswith("HTTP/1.1 101 "), host
     for host in STRANGE:
         origin = f"http://{host}"
@@ -107,7 +108,7 @@ async def test_origin(chat: Chat, path: str, caplog: pytest.LogCaptureFixture) -
         shown = origin[:100].replace("\xff", "?")
         assert response.startswith("HTTP/1.1 403 ")
         assert response.endswith(f"start the server with --allow-origin {shown}")
-        refusal = f"Refused a page of {shown!r}; --allow-origin {shown} allows it"
+        refusal = f"Refused a page of {shown!r}; --allow-origin {shown!r} allows it"
         assert [text for text in caplog.messages if "Refused" in text][-1] == refusal
     assert chat.who() == {}
 

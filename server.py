@@ -19,8 +19,8 @@ from urllib.parse import urlsplit
 from aiohttp import WSCloseCode, WSMessage, web
 from aiohttp.typedefs import Handler
 
-from utils import NAMES, ClientSocket, InvalidRequest, Meter, User
-from utils import check_name, encode, logger, read_json, receive, send
+from utils import MAX_READ, NAMES, ClientSocket, InvalidRequest, User
+from utils import check_name, encode, logger, read_json, receive
 
 STATIC = Path(__file__).parent / "static"
 PAGE_HEADERS = {
@@ -45,7 +45,7 @@ async def ws_echo(request: web.Request) -> web.WebSocketResponse:
                 response = {"echo": read_json(message)}
             except InvalidRequest as error:
                 response = {"error": str(error)}
-            send(encode(response), [websocket])
+            websocket.send(encode(response))
     return websocket
 
 
@@ -53,12 +53,12 @@ async def ws_chat(request: web.Request) -> web.WebSocketResponse:
     """Let a client chat, as a user who is in one room at a time."""
     async with open_websocket(request) as websocket:
         user = User(request.app, websocket)
-        send(encode({"action": "connecting", "room": user.room, "user": user.name}), [websocket])
+        websocket.send(encode({"action": "connecting", "room": user.room, "user": user.name}))
         try:
             user.enter()
             logger.info("%s connected", user)
             async for message in receive(websocket):
-                send(encode(respond(user, message)), [websocket])
+                websocket.send(encode(respond(user, message)))
         finally:
             user.leave(shame=websocket.vanished)
             end = " without a close frame" if websocket.vanished else ""
@@ -107,7 +107,7 @@ async def open_websocket(request: web.Request) -> AsyncIterator[ClientSocket]:
         headers = {"Upgrade": "websocket", "Connection": "Upgrade", "Sec-WebSocket-Version": "13"}
         text = "Open this address with a WebSocket client."
         raise web.HTTPUpgradeRequired(text=text, headers=headers) from None
-    Meter(websocket)
+    websocket.transport.max_size = MAX_READ  # type: ignore[attr-defined]  # 256 KiB in asyncio
     request.app[VIEWS].add(request.task)
     try:
         yield websocket

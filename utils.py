@@ -23,7 +23,8 @@ MAX_RATE = 128 * 1024  # bytes a second that a client may send, after a burst of
 MIN_COST = 512  # bytes that every message counts at least
 DELIVERY_COST = 20e-6  # seconds that a client waits for each user to whom its message is sent
 MAX_BACKLOG = 1024 * 1024  # bytes that may wait here for a client to read; then it is dropped
-MAX_FRAGMENTS = 1024 * 1024  # bytes that a client may send without finishing a message
+MAX_READ = 4096  # bytes that are read from a client in one iteration of the event loop
+MAX_WRITES = 100  # clients that a broadcast is written to in one iteration
 MAX_NAME = 32  # characters of a nickname or of a room's name
 HEARTBEAT = 20.0  # seconds of silence before the server pings; a client has half of that to respond
 CLOSE_TIMEOUT = 2.0  # seconds for a client to respond to a close frame
@@ -147,10 +148,8 @@ async def receive(websocket: "ClientSocket") -> AsyncIterator[WSMessage]:
         if message.type in (WSMsgType.TEXT, WSMsgType.BINARY):
             yield message
         elif message.type is WSMsgType.PING:
-            send(frame(data, WSMsgType.PONG), [websocket])
-        size = max(len(data), MIN_COST)
-        websocket.arrived = max(websocket.arrived - size, 0)
-        websocket.pay(size / MAX_RATE)
+            websocket.send(frame(data, WSMsgType.PONG))
+        websocket.pay(max(len(data), MIN_COST) / MAX_RATE)
         # Even a sleep of no time is needed: `async for` does not pause while messages are waiting.
         await asyncio.sleep(websocket.paid_until - time.monotonic())
 
@@ -196,32 +195,33 @@ def frame(payload: bytes, opcode: WSMsgType = WSMsgType.TEXT) -> bytes:
 
 
 def send(data: bytes, websockets: Iterable["ClientSocket"]) -> None:
-    """Put a frame into the outboxes of clients. No send waits for a client to read.
-
-    The next iteration of the event loop writes each outbox at once: in a busy room, that is what
-    many members have said.
-    """
-    to_flush = []
+    """Put a frame into the outboxes of clients. No send waits for a client to read."""
+    empty = []
     for websocket in websockets:
         if not websocket.outbox:
-            to_flush.append(websocket)
+            empty.append(websocket)
         websocket.outbox.append(data)
-    if to_flush:
-        asyncio.get_running_loop().call_soon(flush, to_flush)
+    asyncio.get_running_loop().call_soon(flush, empty)
 
 
-def flush(websockets: Iterable["ClientSocket"]) -> None:
-    """Write the outboxes of clients. If one fails, the others are written all the same."""
-    for websocket in websockets:
+def flush(websockets: list["ClientSocket"]) -> None:
+    """Write some outboxes now, and the others in the next iterations of the event loop.
+
+    So nobody waits until a large room is written to. What many members of a busy room have said
+    gathers in an outbox, and is one write.
+    """
+    for websocket in websockets[:MAX_WRITES]:
         try:
             websocket.write_outbox()
-        except Exception:
+        except Exception:  # the others are written all the same
             logger.exception("Dropped a client, because writing to it failed")
             websocket.transport.abort()
+    if len(websockets) > MAX_WRITES:
+        asyncio.get_running_loop().call_soon(flush, websockets[MAX_WRITES:])
 
 
 class ClientSocket(web.WebSocketResponse):
-    """A client's WebSocket, for send()."""
+    """A client's WebSocket."""
 
     def __init__(self, request: web.Request) -> None:
         super().__init__(
@@ -234,7 +234,6 @@ class ClientSocket(web.WebSocketResponse):
         # If the client has disconnected, this is None, and prepare() raises an error.
         self.transport = cast(asyncio.Transport, request.transport)
         self.outbox: list[bytes] = []
-        self.arrived = 0  # bytes that no message has accounted for yet
         self.paid_until = 0.0  # the time.monotonic() at which the client may send again
 
     @property
@@ -245,6 +244,11 @@ class ClientSocket(web.WebSocketResponse):
     def pay(self, seconds: float) -> None:
         """Let the client wait before its next message, after a burst of one second."""
         self.paid_until = max(self.paid_until, time.monotonic() - 1) + seconds
+
+    def send(self, data: bytes) -> None:
+        """Write a frame now, after what is in the outbox."""
+        self.outbox.append(data)
+        self.write_outbox()
 
     def write_outbox(self) -> None:
         """Write the outbox to the transport, which buffers what the network cannot take yet."""
@@ -268,26 +272,6 @@ class ClientSocket(web.WebSocketResponse):
 
     async def close(self, **options: Any) -> bool:
         """Close as aiohttp does, but give the client only CLOSE_TIMEOUT seconds to respond."""
-        flush([self])
+        self.write_outbox()
         asyncio.get_running_loop().call_later(CLOSE_TIMEOUT, self.transport.abort)
         return await super().close(**options)
-
-
-class Meter:
-    """Counts the bytes that arrive, between a transport and aiohttp's protocol.
-
-    A client can send fragments of a message without end, and receive() never sees a message.
-    """
-
-    def __init__(self, websocket: ClientSocket) -> None:
-        self.websocket, self.protocol = websocket, websocket.transport.get_protocol()
-        websocket.transport.set_protocol(cast(asyncio.Protocol, self))
-
-    def data_received(self, data: bytes) -> None:
-        self.websocket.arrived += len(data)
-        if self.websocket.arrived > MAX_FRAGMENTS:
-            self.websocket.transport.abort()
-        cast(asyncio.Protocol, self.protocol).data_received(data)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.protocol, name)

@@ -20,8 +20,8 @@ from aiohttp import WSMessage, WSMsgType, web
 
 MAX_MESSAGE = 64 * 1024  # bytes of a message from a client; a larger one ends the connection
 MAX_RATE = 128 * 1024  # bytes a second that a client may send, after a burst of as many
-MIN_COST = 512  # bytes that every message counts at least
-DELIVERY_COST = 20e-6  # seconds that a client waits for each user to whom its message is sent
+DELIVERY_RATE = 25 * 1024 * 1024  # bytes a second that the others may be sent because of a client
+MIN_COST = 512  # bytes that every message counts at least, and so does each of its deliveries
 MAX_BACKLOG = 1024 * 1024  # bytes that may wait here for a client to read; then it is dropped
 MAX_READ = 4096  # bytes that are read from a client in one iteration of the event loop
 MAX_WRITES = 100  # clients that a broadcast is written to in one iteration
@@ -110,13 +110,14 @@ class User:
         """
         room = self.rooms.get(self.room, {})
         others = [websocket for websocket in room.values() if websocket is not self.websocket]
-        send(encode({"action": action, **fields}), others)
-        self.websocket.pay(len(others) * DELIVERY_COST)
+        data = encode({"action": action, **fields})
+        send(data, others)
+        self.websocket.pay(len(others) * max(len(data), MIN_COST) / DELIVERY_RATE)
 
     def list_users(self, room: str) -> list[str]:
         """Return the names of the users in a room, without creating the room."""
         users = list(self.rooms.get(room, ()))
-        self.websocket.pay(len(users) * DELIVERY_COST)
+        self.websocket.pay(len(users) * MIN_COST / DELIVERY_RATE)
         return users
 
 

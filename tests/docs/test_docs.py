@@ -1,4 +1,4 @@
-"""What docs/ and CONTRIBUTING.md show is true: links, names, figures, commands and snippets."""
+"""What docs/ and CONTRIBUTING.md show is true, and links and commands of the README, too."""
 
 import asyncio
 import functools
@@ -39,7 +39,7 @@ from tests.helpers import (
 
 Serve = Callable[[web.Application], Awaitable[URL]]
 
-PATHS = [*sorted(ROOT.glob("docs/*.md")), ROOT / "CONTRIBUTING.md"]
+PATHS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("docs/*.md"))]
 TEXTS = {path.name: path.read_text() for path in PATHS}
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
@@ -71,7 +71,7 @@ def test_links(path: Path) -> None:
                 assert re.search(pattern, target.read_text(), re.MULTILINE), label
 
 
-@pytest.mark.parametrize("name", TEXTS)
+@pytest.mark.parametrize("name", [name for name in TEXTS if name != "README.md"])
 def test_quoted_lines_stand_in_the_source(name: str) -> None:
     kinds = re.findall(r"^```(\S.*)$", TEXTS[name], re.MULTILINE)
     assert TEXTS[name].count("```") == 2 * len(kinds)
@@ -152,7 +152,9 @@ def test_commands_and_pauses_of_the_client() -> None:
 
 async def test_pipe(serve: Serve, start_script: StartScript) -> None:
     url = await serve(await init_app())
-    ((source, words),) = [command.split("| uv run ") for command in COMMANDS if "|" in command]
+    ((source, words),) = [
+        text.split("| uv run ") for text in blocks("terminal.md", "shell") if "|" in text
+    ]
     script = await start_script(*shlex.split(words), "--url", url / "chat", shell=f"{source} |")
     code, output, errors = await script.end()
     messages = [line.split(": ")[1] for line in output.splitlines()[-3:]]

@@ -41,8 +41,8 @@ MIN_PAUSE, MAX_PAUSE = 1, 60  # seconds between two attempts to connect again
 NOTICE, ERROR, MENTION, FAINT = "ansicyan", "ansired", "ansimagenta bold", "dim"
 # The colours of names are legible on black and on white.
 NAMES = ["#0087d7", "#d75f00", "#008700", "#d70087", "#af8700", "#875fd7", "#008787"]
-# UnicodeError is what a host name such as "a..b" causes.
-CONNECTION_ERRORS = (aiohttp.ClientError, OSError, UnicodeError)
+# aiohttp raises UnicodeError for ws://a..b/, and AssertionError for //localhost/.
+CONNECTION_ERRORS = (aiohttp.ClientError, OSError, UnicodeError, AssertionError)
 
 
 class Chat:
@@ -277,8 +277,10 @@ def describe(error: BaseException) -> str:
     match error:
         case aiohttp.ClientConnectorError(os_error=ConnectionRefusedError()):
             return "no response; is the server running?"
-        case aiohttp.InvalidURL() | aiohttp.NonHttpUrlClientError():
-            return f"{error} is not an address such as ws://localhost:8080/chat"
+        case aiohttp.RedirectClientError():
+            return f"redirected to {error}"
+        case aiohttp.InvalidURL() | aiohttp.NonHttpUrlClientError() | AssertionError():
+            return "this is not an address such as ws://localhost:8080/chat"
     return str(error) or "the server does not respond"
 
 

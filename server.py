@@ -103,7 +103,8 @@ async def open_websocket(request: web.Request) -> AsyncIterator[ClientSocket]:
     websocket = ClientSocket(request)
     try:
         await websocket.prepare(request)
-    except (web.HTTPBadRequest, ValueError, ConnectionError):  # or a key not in ASCII; or too late
+    except (web.HTTPBadRequest, ValueError, ConnectionError):
+        # ValueError: the key is not ASCII. ConnectionError: the client has hung up.
         headers = {"Upgrade": "websocket", "Connection": "Upgrade", "Sec-WebSocket-Version": "13"}
         text = "Open this address with a WebSocket client."
         raise web.HTTPUpgradeRequired(text=text, headers=headers) from None
@@ -186,9 +187,10 @@ def check_origin(request: web.Request, origin: str) -> None:
 
 def origin(text: str) -> str:
     """Return an origin as browsers send it; raise ValueError if the text is not one."""
-    if not re.fullmatch(r"https?://[^/]+/?", text) or not urlsplit(text).hostname:
+    site = text.lower().removesuffix("/")
+    if not re.fullmatch(r"https?://[^/]+", site) or not urlsplit(site).hostname:
         raise ValueError
-    return text.lower().removesuffix("/")
+    return site
 
 
 def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:

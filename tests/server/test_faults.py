@@ -1,4 +1,4 @@
-"""What goes wrong with clients: each test fails without the line that is against it."""
+"""What goes wrong with clients. Each test fails without the line of code that is against it."""
 
 import asyncio
 import itertools
@@ -57,18 +57,19 @@ async def test_member_that_stops_reading(
         await member.catch_up()
     before, message = peak_memory(server), "x" * 60_000
     speakers: list[Member] = []
-    heard: list[list[Any]] = [[] for _ in members]
+    received: list[list[Any]] = [[] for _ in members]
     async with asyncio.timeout(TIMEOUT):  # if anybody waited for it, this would never end
-        while not all(left("default", user, shame=True) in bodies for bodies in heard):
+        while not all(left("default", user, shame=True) in bodies for bodies in received):
             speakers.append(members[len(speakers) % 4])
             await speakers[-1].websocket.send_json({"action": "chat_message", "message": message})
-            for member, bodies in zip(members, heard, strict=True):
+            for member, bodies in zip(members, received, strict=True):
                 bodies += await member.catch_up()
-    for member, bodies in zip(members, heard, strict=True):
+    for member, bodies in zip(members, received, strict=True):
+        bodies += await member.catch_up()  # the last message, if its end was read too late
         bodies.remove(left("default", user, shame=True))
-        confirmation = succeeded("chat_message", message)
+        response = succeeded("chat_message", message)
         assert bodies == [
-            confirmation if who is member else said(who.user, message) for who in speakers
+            response if speaker is member else said(speaker.user, message) for speaker in speakers
         ]
     (warning,) = re.findall(r"WARNING (.*)", server.log)
     found = re.fullmatch(r"Dropped \('127.0.0.1', \d+\) as too slow: (\d+) bytes unsent", warning)
@@ -129,9 +130,8 @@ async def test_flood(serve: Any, connect_raw: ConnectRaw, caplog: pytest.LogCapt
     other.writer.write(other.text(action="join_room", room="quiet room"))
     await eventually(lambda: "to 'quiet room'" in caplog.text)
     for raw in (flooder, other):
-        raw.writer.write(
-            raw.text(action="chat_message", message="x") * 400
-        )  # all of it arrives at once
+        # All of it arrives at once.
+        raw.writer.write(raw.text(action="chat_message", message="x") * 400)
     await eventually(lambda: caplog.text.count(" says 'x'") == 800)
     rooms = re.findall(r"in '(.*)' says 'x'", caplog.text)
     assert max(len(list(run)) for _, run in itertools.groupby(rooms)) < 20

@@ -13,7 +13,7 @@ from tests.helpers import HANDSHAKE, TIMEOUT, eventually, request
 from tests.server.chat import Chat
 
 
-async def respond(chat: Chat, request: bytes) -> str:
+async def fetch(chat: Chat, request: bytes) -> str:
     """Send a request and return the whole response: after a handshake, its headers."""
     reader, writer = await asyncio.open_connection(chat.url.host, chat.url.port)
     writer.write(request)
@@ -27,16 +27,16 @@ async def respond(chat: Chat, request: bytes) -> str:
 
 @pytest.mark.parametrize("path", ["echo", "chat"])
 async def test_request_that_is_not_a_handshake(chat: Chat, path: str) -> None:
-    """From a browser, for example, in which somebody has opened the address."""
-    headers, text = (await respond(chat, request(path, {}))).split("\r\n\r\n")
+    """For example, somebody opens the address in a browser."""
+    headers, text = (await fetch(chat, request(path, {}))).split("\r\n\r\n")
     assert headers.startswith("HTTP/1.1 426 Upgrade Required\r\n")
     expected = {"Upgrade: websocket", "Connection: Upgrade", "Sec-WebSocket-Version: 13"}
     assert expected <= {*headers.split("\r\n")}
     assert len(text.split()) > 3
     for name, value in (("Key", "\xff" * 24), ("Key", ""), ("Key", "short"), ("Version", "99")):
-        response = await respond(chat, request(path, {**HANDSHAKE, f"Sec-WebSocket-{name}": value}))
+        response = await fetch(chat, request(path, {**HANDSHAKE, f"Sec-WebSocket-{name}": value}))
         assert re.match(r"HTTP/1\.1 4(00|26) ", response)
-    assert re.match(r"HTTP/1\.1 4(05|26) ", await respond(chat, request(path, HANDSHAKE, "POST")))
+    assert re.match(r"HTTP/1\.1 4(05|26) ", await fetch(chat, request(path, HANDSHAKE, "POST")))
     assert chat.who() == {}
 
 
@@ -60,21 +60,21 @@ amy.tail1234.ts.net""".split()
 
 
 async def test_names_of_hosts(chat: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A stranger could own some: there, not even the page is served, and says why."""
+    """Under a name that a stranger could own, not even the page is served, and it is said why."""
     monkeypatch.setattr(socket, "gethostname", lambda: "Amys-Laptop.school.example")
     allow(chat, "https://One.example", "https://two.example:8443/")
     for host in TRUSTED:
-        assert (await respond(chat, request("", {"Host": host}))).startswith("HTTP/1.1 200 "), host
+        assert (await fetch(chat, request("", {"Host": host}))).startswith("HTTP/1.1 200 "), host
         for origin in (f"https://{host}", f"http://{host.removesuffix(':80')}"):  # as browsers do
             headers = {**HANDSHAKE, "Host": host, "Origin": origin}
-            assert (await respond(chat, request("chat", headers))).startswith("HTTP/1.1 101 "), host
+            assert (await fetch(chat, request("chat", headers))).startswith("HTTP/1.1 101 "), host
     for host in STRANGE:
         origin = f"http://{host}"
         for path, headers in (("", {}), ("chat", {**HANDSHAKE, "Origin": origin})):
-            response = await respond(chat, request(path, {**headers, "Host": host}))
+            response = await fetch(chat, request(path, {**headers, "Host": host}))
             assert response.startswith("HTTP/1.1 403 "), host
             assert response.endswith(f"start the server with --allow-origin {origin}"), host
-        response = await respond(chat, request("chat", {**HANDSHAKE, "Host": host}))
+        response = await fetch(chat, request("chat", {**HANDSHAKE, "Host": host}))
         assert response.startswith("HTTP/1.1 101 "), (
             "a client that is not a browser may use any name"
         )
@@ -99,12 +99,12 @@ async def test_origin(chat: Chat, path: str, caplog: pytest.LogCaptureFixture) -
     caplog.set_level(logging.INFO)
     allow(chat, "https://One.example", "https://two.example:8443/")
     for origin, host in OWN_PAGES:
-        response = await respond(chat, request(path, HANDSHAKE | {"Origin": origin, "Host": host}))
+        response = await fetch(chat, request(path, HANDSHAKE | {"Origin": origin, "Host": host}))
         assert response.startswith("HTTP/1.1 101 ")
         assert "Extensions" not in response
     await eventually(lambda: not chat.who())
     for origin in OTHER_PAGES.split(" "):
-        response = await respond(chat, request(path, {**HANDSHAKE, "Origin": origin}))
+        response = await fetch(chat, request(path, {**HANDSHAKE, "Origin": origin}))
         shown = origin[:100].replace("\xff", "?")
         assert response.startswith("HTTP/1.1 403 ")
         assert response.endswith(f"start the server with --allow-origin {shown}")
@@ -117,8 +117,8 @@ async def test_headers_of_other_programs(chat: Chat) -> None:
     """Cookies of other programs on localhost, and what a CDN adds."""
     headers = {"Cookie": "; ".join(f"session{number}={'x' * 1_400}" for number in range(3))}
     headers |= {f"CloudFront-Header-{number}": "x" * 50 for number in range(34)}
-    assert (await respond(chat, request("", headers))).startswith("HTTP/1.1 200 ")
-    assert (await respond(chat, request("chat", HANDSHAKE | headers))).startswith("HTTP/1.1 101 ")
+    assert (await fetch(chat, request("", headers))).startswith("HTTP/1.1 200 ")
+    assert (await fetch(chat, request("chat", HANDSHAKE | headers))).startswith("HTTP/1.1 101 ")
 
 
 async def test_headers_of_the_page(chat: Chat) -> None:
@@ -139,4 +139,4 @@ async def test_headers_of_the_page(chat: Chat) -> None:
 
 
 async def test_health(chat: Chat) -> None:
-    assert (await respond(chat, request("health", {}))).startswith("HTTP/1.1 200 ")
+    assert (await fetch(chat, request("health", {}))).startswith("HTTP/1.1 200 ")

@@ -1,4 +1,4 @@
-"""The server as people run it, a process of its own, and the clients that strangers bring along."""
+"""The server in a process of its own, and clients that misbehave."""
 
 import asyncio
 import re
@@ -28,7 +28,7 @@ from tests.helpers import (
 
 
 def connect(port: int) -> socket.socket:
-    """Return a connection that takes in little, and that is reset when it is closed."""
+    """Return a socket with a small receive buffer. Closing it resets the connection."""
     plain = socket.create_connection(("127.0.0.1", port), TIMEOUT)
     plain.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     plain.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
@@ -47,7 +47,7 @@ async def test_clients_that_vanish_during_the_handshake(server: Server, join: Jo
             plain.sendall(request("chat", HANDSHAKE))
             if number % 3 == 2:
                 plain.recv(1)
-    last = await join(server.url)  # who comes after all of them
+    last = await join(server.url)  # joins after all of them
     came, went = list[str](), list[str]()
     async with asyncio.timeout(TIMEOUT):
         while sorted(came) != sorted([*went, last.user]):
@@ -168,21 +168,21 @@ async def test_log(
 async def test_shutdown(
     start_server: StartServer, join: Join, connect_raw: ConnectRaw, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """All who read are told, and nobody waits for long for those who do not."""
+    """Clients that read get 1001, and the server does not wait for long for the others."""
     program = (
         "import server, utils; utils.CLOSE_TIMEOUT = 0.5; utils.MAX_RATE = 2**30; server.main()"
     )
     monkeypatch.setattr(Server, "script", ("-c", program))
     server = start_server()
     lazy = connect(server.port)
-    lazy.sendall(request("", {"Content-Length": "10"}))  # and nothing of those 10 bytes
+    lazy.sendall(request("", {"Content-Length": "10"}))  # but none of these 10 bytes
     assert lazy.recv(15) == b"HTTP/1.1 200 OK"
     echo, stalled = (
         await connect_raw(server.url, "/echo"),
         await connect_raw(server.url, receive_buffer=4096),
     )
     stalled.stop_reading()
-    # Its own confirmations, unread, are what lies between it and the close frame.
+    # It does not read these responses, so it does not receive the close frame after them.
     message = stalled.text(action="chat_message", message="x" * 40_000)
     stalled.writer.write(stalled.text(action="join_room", room="art") + message * 20)
     members = [await join(server.url, f"member {number}", "math") for number in range(20)]
@@ -190,14 +190,14 @@ async def test_shutdown(
         await member.catch_up()
 
     async def end(member: Member) -> int | None:
-        assert [message async for message in member.websocket] == [], "nobody is told who goes"
+        assert [message async for message in member.websocket] == [], "nobody is sent who left"
         return member.websocket.close_code
 
     ending = asyncio.gather(*map(end, members))
     server.process.send_signal(signal.SIGTERM)
     assert await asyncio.wait_for(ending, TIMEOUT) == [1001] * 20
     assert await echo.close_code() == 1001
-    # A second is what all get; the rest is patience with a busy machine.
+    # The others get half a second; the rest is slack for a busy machine.
     assert await asyncio.to_thread(server.process.wait, 8) == 0
     lazy.close()
     assert "without" not in server.log

@@ -104,7 +104,7 @@ async def test_set_nick(chat: Chat) -> None:
 
 
 async def test_set_nick_that_is_in_use(chat: Chat) -> None:
-    """Or that looks like one."""
+    """A name is in use if one with the same canonical form is."""
     amy, bob, zoe = [await chat.join(nick, "math") for nick in ("Amy", "Bob", "Zo\u00eb")]
     assert await bob.catch_up() == [joined("math", "Zo\u00eb")]
     await amy.catch_up()
@@ -139,7 +139,7 @@ async def test_join_room(chat: Chat) -> None:
 
 
 async def test_join_room_where_the_name_is_in_use(chat: Chat) -> None:
-    """One's own room included."""
+    """The room where the user already is counts, too."""
     bob, other_bob = await chat.join("Bob", "math"), await chat.join("Bob", "art")
     for room in ("art", "math"):
         refusal = refused("join_room", "Name already in use in this room.")
@@ -148,15 +148,15 @@ async def test_join_room_where_the_name_is_in_use(chat: Chat) -> None:
     assert chat.who() == {"math": ["Bob"], "art": ["Bob"]}
 
 
-async def test_answer_comes_before_the_broadcasts_of_the_new_room(chat: Chat) -> None:
+async def test_response_comes_before_the_broadcasts_of_the_new_room(chat: Chat) -> None:
     bob, amy = await chat.join("Bob", "math"), await chat.join("Amy", "art")
     for _ in range(10):
-        # The room talks all the time while Bob comes in.
+        # Amy talks all the time while Bob joins.
         for _ in range(20):
             await amy.websocket.send_json({"action": "chat_message", "message": "again"})
         assert await bob.ask(action="join_room", room="art") == succeeded("join_room")
-        heard = await bob.catch_up()
-        assert heard == [said("Amy", "again")] * len(heard)
+        received = await bob.catch_up()
+        assert received == [said("Amy", "again")] * len(received)
         await bob.websocket.send_json({"action": "join_room", "room": "math"})
         while await bob.hear() != succeeded("join_room"):
             pass
@@ -194,28 +194,16 @@ async def test_user_list(chat: Chat) -> None:
 # /chat: anything else
 
 
-# Some are too long or too short; others hold what is not printable, or what nobody sees.
-BAD_NAMES = [
-    "",
-    " ",
-    " x",
-    "x ",
-    "n" * 33,
-    "a\nb",
-    "\x1b[31m",
-    "\x7f",
-    "\u200b",
-    "\u202ex",
-    "\ud800",
-]
-BAD_NAMES += ["a\u00a0b"]
-BAD_NAMES += ["\u3164", "\u2800", "x\ufe0f", "\u115f", "x\U000e0100", "x\u034f"]
+# Too short, too long, with a space at an end, not printable, or invisible.
+BAD_NAMES = ["", " ", " x", "x ", "n" * 33, "a\nb", "\x1b[31m", "\x7f", "\u200b", "\u202ex"]
+BAD_NAMES += ["a\u00a0b", "\u3164", "\u2800", "x\ufe0f", "\u115f", "x\U000e0100", "x\u034f"]
+BAD_NAMES += ["\ud800"]
 ACTIONS = ("set_nick", "join_room", "chat_message", "user_list")
-NO_TEXTS: list[Any] = ["", None, 5, ["x"], {"x": 1}]
+NOT_TEXT: list[Any] = ["", None, 5, ["x"], {"x": 1}]
 
 
 def bad_requests() -> Iterator[tuple[str | None, str]]:
-    """Yield what is refused, after the action that the refusal names."""
+    """Yield requests that are refused, each after the action that the refusal names."""
     for text in (*BROKEN, *JSON, '"set_nick"', "{}"):
         yield None, text
     for constant in ("NaN", "Infinity", "-Infinity"):
@@ -225,9 +213,9 @@ def bad_requests() -> Iterator[tuple[str | None, str]]:
     for action in ("", "dance", "SET_NICK", "\x1b[2J", "\ud800", *ACTIONS):
         yield action, json.dumps({"action": action})
     for action, field in (("set_nick", "nick"), ("join_room", "room"), ("user_list", "room")):
-        for name in BAD_NAMES + NO_TEXTS:
+        for name in BAD_NAMES + NOT_TEXT:
             yield action, json.dumps({"action": action, field: name})
-    for message in NO_TEXTS:
+    for message in NOT_TEXT:
         yield "chat_message", json.dumps({"action": "chat_message", "message": message})
 
 
@@ -256,11 +244,7 @@ async def test_names_within_the_limits(chat: Chat) -> None:
 # /chat: leaving
 
 
-FAILURES = (
-    1002,
-    1007,
-    1009,
-)  # to follow the protocol, in UTF-8, with messages that are small enough
+FAILURES = (1002, 1007, 1009)  # a protocol error, invalid UTF-8, a message that is too large
 
 
 @pytest.mark.parametrize(
@@ -283,7 +267,7 @@ FAILURES = (
     ],
 )
 async def test_close_code(chat: Chat, last_frame: bytes, code: int) -> None:
-    """A close frame is answered with its like; an invalid frame with an error, and it is shame."""
+    """The response to a close frame is 1000; to an invalid frame, an error, which is shame."""
     witness = await chat.join()
     for path in ("/echo", "/chat"):
         raw, user = await chat.connect(path)
@@ -295,7 +279,7 @@ async def test_close_code(chat: Chat, last_frame: bytes, code: int) -> None:
             await see_visit(witness, user, shame=code in FAILURES)
 
 
-async def test_goodbye(chat: Chat) -> None:
+async def test_close_frame(chat: Chat) -> None:
     """A client may hang up right after its close frame: everything before it is delivered."""
     witness, (raw, user) = await chat.join(), await chat.connect()
     messages = [str(number) for number in range(300)]
@@ -305,7 +289,7 @@ async def test_goodbye(chat: Chat) -> None:
     await see_visit(witness, user, *messages, shame=False)
 
 
-async def test_no_goodbye(chat: Chat) -> None:
+async def test_no_close_frame(chat: Chat) -> None:
     witness = await chat.join()
     for is_reset in (True, False):
         raw, user = await chat.connect()
@@ -314,13 +298,12 @@ async def test_no_goodbye(chat: Chat) -> None:
     assert chat.who() == {"default": [witness.user]}
 
 
-async def test_goodbye_before_a_reset(chat: Chat) -> None:
+async def test_close_frame_before_a_reset(chat: Chat) -> None:
     """If a write fails first, a close frame counts all the same, and so does what came before."""
     witness = await chat.join()
     plain = socket.create_connection((chat.url.host, chat.url.port))
-    plain.setsockopt(
-        socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0)
-    )  # closing is a reset
+    # With this option, closing the socket resets the connection.
+    plain.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     plain.sendall(request("chat", HANDSHAKE))
     await eventually(lambda: len(chat.who()["default"]) == 2)
     (user,) = {*chat.who()["default"]} - {witness.user}
@@ -332,13 +315,13 @@ async def test_goodbye_before_a_reset(chat: Chat) -> None:
 
 
 async def test_pings(chat: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A client that answers pings stays; one that does not has left with shame."""
+    """A client that responds to pings stays; one that does not leaves with shame."""
     witness = await chat.join()
     monkeypatch.setattr(utils, "HEARTBEAT", 1.0)
     alive, _ = await chat.connect("/echo")
     dead, user = await chat.connect()
     leaving = asyncio.create_task(see_visit(witness, user, shame=True))
-    while not leaving.done():  # by then it has answered more than one
+    while not leaving.done():  # by then it has responded to more than one
         opcode, _ = await alive.next_frame()
         assert opcode == 9
         alive.writer.write(alive.frame(10, b""))
@@ -351,7 +334,9 @@ async def test_pings(chat: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def test_nothing_follows_a_close_frame(chat: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(utils, "CLOSE_TIMEOUT", 0.1)  # that it waits for this client to hang up
+    monkeypatch.setattr(
+        utils, "CLOSE_TIMEOUT", 0.1
+    )  # this client does not respond to the close frame
     speaker, (raw, _) = await chat.join(), await chat.connect()
     for number in range(200):
         if number == 100:
@@ -422,18 +407,15 @@ async def test_everybody_talks_at_once(chat: Chat) -> None:
 
     async def talk(member: Member) -> list[str]:
         """Send each message after the response to the last one; return all messages in order."""
-        number, heard = 0, list[str]()
-        await member.websocket.send_json(
-            {"action": "chat_message", "message": f"0 of {member.user}"}
-        )
-        while len(heard) < 500:
+        messages = iter([f"{number} of {member.user}" for number in range(25)])
+        await member.websocket.send_json({"action": "chat_message", "message": next(messages)})
+        received = list[str]()
+        while len(received) < 500:
             body = await member.hear()
-            heard.append(body["message"])
-            if "success" in body and (number := number + 1) < 25:
-                await member.websocket.send_json(
-                    {"action": "chat_message", "message": f"{number} of {member.user}"}
-                )
-        return heard
+            received.append(body["message"])
+            if "success" in body and (message := next(messages, None)):
+                await member.websocket.send_json({"action": "chat_message", "message": message})
+        return received
 
     orders = await asyncio.gather(*map(talk, members))
     assert sorted(orders[0]) == sorted(
@@ -443,7 +425,7 @@ async def test_everybody_talks_at_once(chat: Chat) -> None:
 
 
 async def test_too_much_at_once(chat: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A client that sends too much waits for its next response, and so does nobody else."""
+    """A client that sends too much waits for its next response; nobody else does."""
     clock = asyncio.get_running_loop().time
     bob, amy = await chat.join("Bob", "math"), await chat.join("Amy", "math")
     assert await bob.hear() == joined("math", "Amy")
@@ -459,7 +441,7 @@ async def test_too_much_at_once(chat: Chat, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 async def test_view_that_is_cancelled_when_its_client_hangs_up(aiohttp_client: Any) -> None:
-    """aiohttp can be told to do so, and its test server does: nothing may be left behind."""
+    """aiohttp has an option for it, and its test server sets it: nothing must be left behind."""
     app = await init_app()
     client = await aiohttp_client(app)
     async with client.ws_connect("/chat") as websocket:

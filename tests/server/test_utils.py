@@ -87,10 +87,10 @@ class Rooms(RuleBasedStateMachine):
         rooms, names = self.app["websockets"], self.app[utils.NAMES]
         known = {(room, name): users[name] for room, users in rooms.items() for name in users}
         assert known == {(user.room, user.name): user.user.websocket for user in self.model}
-        assert all(rooms.values()), "an empty room is left"
+        assert all(rooms.values()), "an empty room remains"
         places = {(name, room) for name, its_rooms in names.items() for room in its_rooms}
         assert places == {(user.name.lower(), user.room) for user in self.model}
-        assert all(names.values()), "a name is left"
+        assert all(names.values()), "a name remains"
         assert all(user.user.websocket.received == user.expected for user in self.model)
 
 
@@ -151,7 +151,7 @@ async def test_outbox(caplog: pytest.LogCaptureFixture) -> None:
 
 
 async def test_write_that_fails(caplog: pytest.LogCaptureFixture) -> None:
-    """One client's trouble is its own: the others receive this message and the next one."""
+    """The other clients receive this message and the next one."""
     (first, _), (bad, bad_transport), (last, last_transport) = [mock_socket() for _ in range(3)]
     bad_transport.write.side_effect = ZeroDivisionError
     bad_transport.abort.side_effect = lambda: bad_transport.is_closing.configure_mock(

@@ -2,6 +2,7 @@
 
 import asyncio
 import functools
+import importlib
 import json
 import re
 import shlex
@@ -10,6 +11,7 @@ import signal
 import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from aiohttp import web
@@ -17,7 +19,6 @@ from yarl import URL
 
 import client_echo_example
 import utils
-from examples import math_student
 from server import init_app
 from tests.helpers import (
     ROOT,
@@ -30,6 +31,8 @@ from tests.helpers import (
     left,
     said,
 )
+
+math_student: Any = importlib.import_module("examples.math_student")
 
 Serve = Callable[[web.Application], Awaitable[URL]]
 Run = Callable[..., Awaitable[Script]]

@@ -2,6 +2,7 @@
 
 import asyncio
 import functools
+import importlib
 import itertools
 import socket
 from typing import Any
@@ -10,7 +11,6 @@ import aiohttp
 import pytest
 from aiohttp import web
 
-from examples import simple_server
 from tests.helpers import (
     HANDSHAKE,
     TIMEOUT,
@@ -23,6 +23,8 @@ from tests.helpers import (
     succeeded,
 )
 from tests.server.chat import Chat
+
+simple_server: Any = importlib.import_module("examples.simple_server")
 
 pytestmark = pytest.mark.filterwarnings("ignore::aiohttp.web.NotAppKeyWarning")
 

@@ -200,6 +200,10 @@ class Terminal:
         self.keyboard.cancel()
         await asyncio.wait([self.keyboard], timeout=CLOSE_TIMEOUT)
         self.print()
+        try:
+            sys.stdout.flush()
+        except OSError:  # the window is closed; Python's own flush at the end would fail, too
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
     async def read_keys(self) -> None:
         """Read keys until the user presses Ctrl+C or Ctrl+D, or closes the window; then leave."""

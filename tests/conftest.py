@@ -96,15 +96,11 @@ async def start_script() -> AsyncIterator[StartScript]:
     async def start(
         *arguments: Any, shell: str = "", redirect: str = "", **environment: str
     ) -> Script:
-        # No PYTHONUNBUFFERED, which would hide a print that lacks its flush.
-        inherited = {
-            name: value for name, value in os.environ.items() if not name.startswith("PYTHON")
-        }
         process = await asyncio.create_subprocess_exec(
             *("sh", "-c", f'{shell} exec "$@" {redirect}', "sh", sys.executable, *WARNINGS),
             *map(str, arguments),
             cwd=ROOT,
-            env=inherited | environment,
+            env=os.environ | environment,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

@@ -22,6 +22,8 @@ ROOT = Path(__file__).parent.parent
 TIMEOUT = 20
 # Otherwise each process that a test starts would take 30 ms to read this machine's certificates.
 os.environ["SSL_CERT_FILE"] = os.devnull
+# It would hide a print in these processes that lacks its flush.
+os.environ.pop("PYTHONUNBUFFERED", None)
 # The headers of a handshake, as a browser sends them.
 HANDSHAKE = {"Upgrade": "websocket", "Connection": "Upgrade", "Sec-WebSocket-Key": "A" * 22 + "=="}
 HANDSHAKE |= {"Sec-WebSocket-Version": "13", "Sec-WebSocket-Extensions": "permessage-deflate"}

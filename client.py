@@ -18,7 +18,7 @@ from collections.abc import Callable
 from typing import Any
 
 import aiohttp
-from aioconsole import aprint, get_standard_streams
+from aioconsole import get_standard_streams
 from prompt_toolkit.buffer import Buffer
 from prompt_toolkit.completion import WordCompleter
 from prompt_toolkit.formatted_text import StyleAndTextTuples
@@ -257,9 +257,10 @@ class Pipe:
         """Print a message as soon as the output can take it."""
         if self.stdout.is_closing():  # aioconsole would go on
             raise BrokenPipeError("the output is closed")
-        clock = time.strftime("%H:%M ") if sys.stdout.isatty() else ""
-        # It does not wait: without its reader, the connection would miss the server's pings.
-        await aprint(clock + (f"{clean(name)}: " if name else "") + clean(text), flush=False)
+        start = time.strftime("%H:%M ") if sys.stdout.isatty() else ""
+        start += f"{clean(name)}: " if name else ""
+        # This does not wait for the output: meanwhile, nobody would respond to the server's pings.
+        self.stdout.write(f"{start}{clean(text)}\n".encode())
 
     async def read_line(self) -> str | None:
         """Return the next line when all output is printed, and None at the end of the input."""

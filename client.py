@@ -18,7 +18,7 @@ from collections.abc import Callable
 from typing import Any
 
 import aiohttp
-from aioconsole import aprint, get_standard_streams
+from aioconsole import get_standard_streams
 from prompt_toolkit.buffer import Buffer
 from prompt_toolkit.completion import WordCompleter
 from prompt_toolkit.formatted_text import StyleAndTextTuples
@@ -250,20 +250,26 @@ class Pipe:
         self.stdin, self.stdout = await get_standard_streams()
 
     async def __aexit__(self, *_: object) -> None:
-        """Let the streams block again, for programs that use the same terminal."""
+        """Print the rest, and let the streams block again, for programs that share them."""
+        with contextlib.suppress(TimeoutError, OSError):
+            await asyncio.wait_for(self.stdout.drain(), CLOSE_TIMEOUT)
         if isinstance(self.stdin, asyncio.StreamReader):
             for stream in (sys.stdin, sys.stdout, sys.stderr):
                 os.set_blocking(stream.fileno(), True)
 
     async def show(self, text: str, style: str = "", name: str = "") -> None:
-        """Print a message, and wait until it is written."""
+        """Print a message as soon as the output can take it."""
         if self.stdout.is_closing():  # aioconsole would go on
             raise BrokenPipeError("the output is closed")
-        clock = time.strftime("%H:%M ") if sys.stdout.isatty() else ""
-        await aprint(clock + (f"{clean(name)}: " if name else "") + clean(text))
+        start = time.strftime("%H:%M ") if sys.stdout.isatty() else ""
+        start += f"{clean(name)}: " if name else ""
+        # This does not wait for the output: meanwhile, nobody would respond to the server's pings.
+        self.stdout.write(f"{start}{clean(text)}\n".encode())
 
     async def read_line(self) -> str | None:
-        """Return the next line, None at the end. (ainput() would lose a line without a newline.)"""
+        """Return the next line when all output is printed, and None at the end of the input."""
+        await self.stdout.drain()
+        # ainput() would lose a last line without a newline.
         self.line = self.line or asyncio.ensure_future(self.stdin.readline())
         data = await asyncio.shield(self.line)  # the next connection reads what this one does not
         self.line = None

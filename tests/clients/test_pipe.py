@@ -1,6 +1,7 @@
 """client.py without a terminal: it reads and prints plain lines."""
 
 import asyncio
+import json
 import os
 import signal
 import ssl
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from aiohttp import WSMsgType, web
 from yarl import URL
 
 from server import init_app
@@ -52,6 +54,33 @@ async def test_pipe(url: URL, join: Join, start_script: StartScript) -> None:
     assert output.splitlines() == [*start, *expected]
     bodies = (await amy.catch_up())[2:]
     assert bodies == [*(said("Bob", text) for text in lines), left("lounge", "Bob", shame=False)]
+
+
+async def test_output_that_nobody_reads(serve: Any, start_script: StartScript) -> None:
+    """The client goes on responding to pings, and prints everything when somebody reads."""
+    message = json.dumps({"action": "chat_message", "user": "Amy", "message": "x" * 60_000})
+    has_responded = asyncio.Event()
+
+    async def view(request: web.Request) -> web.WebSocketResponse:
+        websocket = web.WebSocketResponse(autoping=False)
+        await websocket.prepare(request)
+        await websocket.send_json({"action": "connecting", "room": "default", "user": "u"})
+        for _ in range(10):
+            await websocket.send_str(message)
+        await websocket.ping()
+        while (await websocket.receive()).type is not WSMsgType.PONG:
+            pass
+        has_responded.set()
+        return websocket
+
+    app = web.Application()
+    app.router.add_get("/", view)
+    script = await start_script("client.py", "--url", await serve(app))
+    await asyncio.wait_for(has_responded.wait(), TIMEOUT)
+    code, output, errors = await script.end()
+    assert code == 1
+    assert output.splitlines() == ["Amy: " + "x" * 60_000] * 10
+    assert "the server closed the connection" in errors
 
 
 async def test_files(url: URL, start_script: StartScript, tmp_path: Path) -> None:

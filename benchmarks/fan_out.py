@@ -1,23 +1,27 @@
-"""What a delivered message costs here and elsewhere: `uv run --group bench benchmarks/fan_out.py`.
+"""What a delivered message costs, here and elsewhere: `uv run --group bench benchmarks/fan_out.py`.
 
-Some members of a full room talk at once: each sends its next message as soon as it has the response to its last one.
-These servers take turns, each as a process of its own, and each encodes a broadcast once, not once a member:
+All members of a full room take turns. With one talker, the next member sends a message as soon as
+the last one has its response; with 20 talkers, 20 messages are on their way at any time. These
+servers are measured in turn, each as a process of its own. Each encodes a broadcast once, not once
+per member.
 
-- server.py: the server of this project.
-- websockets: that library's own broadcast(), without compression, so that like is compared with like.
-- floor: the bare event loop. It builds a frame once and writes it to each transport, and does nothing else. With many
-  who talk, a server can stay below it, as it can write several messages to a member at once.
+- server.py: the server of this project, or the ones that --servers names.
+- websockets: that library's own broadcast(), without compression, which server.py lacks, too.
+- floor: the bare event loop. It builds a frame once, writes it to each transport, and does nothing
+  else. With many talkers, a server can be below it, because it can combine messages in one write.
 
-This process is the load. It reads whatever arrives, for whichever member, and checks that all get each message once,
-in one order; the sender gets it as the response. CPU is the user and system time of the server's process for one
-delivery; the median and the 99 % are of the times from sending a message to its last delivery; memory is what the
-process has grown by (resident), for each member after the first. In a tiny room, server.py may slow a talker down.
+This process is the load generator. It reads for all members, and checks that each receives every
+message once, all in one order; the sender receives it as the response. CPU is the user and system
+time of the server's process for one delivery. The median and the 99th percentile are of the times
+from sending a message to its last delivery. Memory is what the process has grown by (resident), for
+each member after the first. In a tiny room, server.py's rate limit may slow the members down.
 """
 
 import argparse
 import asyncio
 import functools
 import importlib.metadata
+import itertools
 import json
 import os
 import re
@@ -32,49 +36,46 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 HOST = "127.0.0.1"
-TIMEOUT = 20.0  # seconds that the load waits for a frame
+TIMEOUT = 20.0  # seconds that the load generator waits for a frame
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 HANDSHAKE = (
     b"GET /chat HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+    b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n"
 )
-HANDSHAKE += b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n"
-NO_MASK = bytes(4)  # a mask, too, and spares us the masking; the server can't know, and unmasks
+NO_MASK = bytes(4)  # a mask of zeros is valid, and leaves the payload as it is
 TEXT = "does anybody know how many of us can talk in one room before it takes too long"
 HEAD = """
-| server     | talkers | CPU (us) | / floor | deliveries a second | median (ms) | 99 % (ms) | memory (KiB) |
-| ---------- | ------: | -------: | ------: | ------------------: | ----------: | --------: | -----------: |"""
-ROW = "| {:10} | {:7} | {:8.2f} | {:7.2f} | {:19,.0f} | {:11.1f} | {:9.1f} | {:12.1f} |"
+| server     | talkers | CPU (us) | / floor | deliveries / s | median (ms) | 99 % (ms) |  KiB |
+| ---------- | ------: | -------: | ------: | -------------: | ----------: | --------: | ---: |"""
+ROW = "| {:10} | {:7} | {:8.2f} | {:7.2f} | {:14,.0f} | {:11.1f} | {:9.1f} | {:4.1f} |"
 
-parse = functools.lru_cache(1000)(
-    json.loads
-)  # nearly all members get the same bytes, so few have to be parsed
+parse = functools.lru_cache(1000)(json.loads)  # nearly all members receive the same bytes
 
 
 def frame(payload: bytes, mask: bytes = b"", opcode: int = 1) -> bytes:
-    """Return a payload, which is masked already, as one frame: a text frame, unless told otherwise."""
+    """Return one frame, a text frame by default. The payload is masked already."""
     size, mask_bit = len(payload), 0x80 if mask else 0
     length = bytes([mask_bit | size]) if size < 126 else bytes([mask_bit | 126]) + size.to_bytes(2)
     return bytes([0x80 | opcode]) + length + mask + payload
 
 
 class Member:
-    """Somebody who is connected to a server."""
+    """A client that is connected to a server."""
 
     def __init__(self, port: int) -> None:
         self.rest = b""  # the beginning of a frame whose end has not arrived yet
         self.socket = socket.create_connection((HOST, port), TIMEOUT)
         self.socket.sendall(HANDSHAKE)
-        with self.socket.makefile(
-            "rb", buffering=0
-        ) as reader:  # a buffer would swallow the first frame
+        # Without buffering, because a buffer would swallow the first frame.
+        with self.socket.makefile("rb", buffering=0) as reader:
             while reader.readline().strip():
                 pass
         self.socket.settimeout(None)  # with a timeout, each read would take two system calls
 
     def read(self) -> list[bytes]:
-        """Read what has arrived, return the payloads of the frames that are complete by now, and answer pings."""
+        """Read what has arrived, answer pings, and return the payloads of complete frames."""
         if not (received := self.socket.recv(64 * 1024)):
-            sys.exit("The server ends a connection.")
+            sys.exit("The server closed a connection.")
         data, payloads, start = self.rest + received, [], 0
         while start + 2 <= len(data):
             size, head = data[start + 1], start + 2
@@ -82,7 +83,7 @@ class Member:
                 size, head = int.from_bytes(data[head : head + 2]), head + 2
             if (end := head + size) > len(data):
                 break
-            if data[start] == 0x89:  # a ping; who does not answer is dropped
+            if data[start] == 0x89:  # a ping; the server drops clients that do not answer
                 self.socket.sendall(frame(data[head:end], NO_MASK, opcode=10))
             elif data[start] == 0x81:
                 payloads.append(data[head:end])
@@ -94,15 +95,13 @@ class Member:
 
 
 class Room:
-    """The members of one room, who hear and say things all at the same time."""
+    """The members of one room."""
 
     def __init__(self) -> None:
         self.members: dict[int, Member] = {}  # by the number of the socket
         self.epoll = select.epoll()
-        self.sent: dict[str, float] = {}  # when each text was sent
-        self.missing: dict[
-            str, int
-        ] = {}  # how many members have yet to hear a text; "" is that somebody joins
+        self.sent: dict[str, float] = {}  # when each text was sent; "" stands for a join
+        self.missing: dict[str, int] = {}  # how many members have yet to receive a text
 
     def close(self) -> None:
         """Break all connections."""
@@ -111,7 +110,7 @@ class Room:
             member.socket.close()
 
     def join(self, port: int, count: int) -> None:
-        """Let so many members in, one after the other, and let all hear of each."""
+        """Let members join one by one, and wait until all have heard of each."""
         for _ in range(count):
             member = Member(port)
             self.members[member.socket.fileno()] = member
@@ -120,57 +119,52 @@ class Room:
             self.listen()
 
     def talk(self, talkers: int, messages: int) -> list[float]:
-        """Let some members say so many messages in all; return the seconds from sending each to its last delivery."""
+        """Let members send messages; return the seconds from sending each to its last delivery."""
         self.texts = (f"{number:06} {TEXT}" for number in range(messages))
-        for member in list(self.members.values())[:: len(self.members) // talkers][:talkers]:
-            self.say_next(member)
+        self.turns = itertools.cycle(self.members.values())
+        for _ in range(talkers):
+            self.say_next()
         return self.listen()
 
-    def say_next(self, member: Member) -> None:
-        """Let a member say the next message, if there is one."""
+    def say_next(self) -> None:
+        """Let the next member send the next message, if there is one."""
         if text := next(self.texts, None):
             request = json.dumps({"action": "chat_message", "message": text})
             self.sent[text], self.missing[text] = time.perf_counter(), len(self.members)
-            member.socket.sendall(frame(request.encode(), NO_MASK))
+            next(self.turns).socket.sendall(frame(request.encode(), NO_MASK))
 
     def listen(self) -> list[float]:
-        """Read until all have heard everything, what is said meanwhile included; return how long each text took."""
-        heard = dict.fromkeys(self.members, 0)
-        order: dict[
-            str, int
-        ] = {}  # the place of each text among all, as those know it who hear it first
+        """Read until all have received everything; return how long each text took."""
+        received = dict.fromkeys(self.members, 0)
+        order: dict[str, int] = {}  # the place of each text, set by the first member to receive it
         seconds = []
         while self.missing:
             if not (ready := self.epoll.poll(TIMEOUT)):
                 sys.exit(f"The server delivers too little: nothing came for {TIMEOUT:g} seconds.")
             for descriptor, _ in ready:
-                member = self.members[descriptor]
-                for payload in member.read():
+                for payload in self.members[descriptor].read():
                     body = parse(payload)
                     text = body.get("message", "")
-                    if (
-                        text not in self.missing
-                        or order.setdefault(text, len(order)) != heard[descriptor]
-                    ):
+                    place = order.setdefault(text, len(order))
+                    if text not in self.missing or place != received[descriptor]:
                         sys.exit(f"The server sends {payload!r} where something else is due.")
-                    heard[descriptor] += 1
+                    received[descriptor] += 1
                     self.missing[text] -= 1
                     if not self.missing[text]:
                         del self.missing[text]
                         seconds.append(time.perf_counter() - self.sent[text])
                     if "success" in body:
-                        self.say_next(member)
+                        self.say_next()
         return seconds
 
 
 @contextmanager
 def running(name: str) -> Iterator[tuple[int, int]]:
     """Start a server, yield its process id and its port, and end it."""
-    ours = [str(Path(__file__).parent.parent / "server.py"), "--host", HOST, "--port", "0"]
-    command = [sys.executable, *(ours if name == "server.py" else [__file__, "--serve", name])]
-    signal.pthread_sigmask(
-        signal.SIG_BLOCK, SIGNALS
-    )  # one before `try` would leave the process behind
+    options = ["--serve", name] if name in OTHERS else ["--host", HOST, "--port", "0"]
+    command = [sys.executable, __file__ if name in OTHERS else name, *options]
+    # A signal between here and `try` would leave the process running.
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
         try:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
@@ -179,84 +173,69 @@ def running(name: str) -> Iterator[tuple[int, int]]:
                 sys.exit(f"{name} does not start; `python {' '.join(command[1:])}` says why.")
             yield process.pid, int(found[1])
         finally:
-            process.kill()  # a shutdown in good order would take seconds, and is not what is measured
+            process.kill()  # an orderly shutdown would take seconds, and is not measured
 
 
 def measure(
     name: str, members: int, talkers: list[int], messages: int
 ) -> dict[int, tuple[float, ...]]:
-    """Return what a server costs, for each number of talkers: the last cells of a row, but for the ratio."""
+    """Return what a server costs for each number of talkers: a row's cells without the ratio."""
     costs: dict[int, tuple[float, ...]] = {}
     with running(name) as (process_id, port), closing(Room()) as room:
         cpu_clock = ~process_id << 3 | 2  # how Linux numbers the CPU clocks of processes
-        statm = Path(
-            f"/proc/{process_id}/statm"
-        )  # its second number is the resident memory in pages
+        statm = Path(f"/proc/{process_id}/statm")  # its second number is the resident pages
+        page = os.sysconf("SC_PAGE_SIZE") / 1024
         room.join(port, 1)
         room.talk(1, 1)
         pages_before = int(statm.read_text().split()[1])
         room.join(port, members - 1)
         for count in talkers:
-            room.talk(count, count)  # what happens only once is no part of the costs
+            room.talk(count, count)  # what happens only once does not count
             start, cpu_start = time.perf_counter(), time.clock_gettime(cpu_clock)
             times = sorted(room.talk(count, messages))
             cpu, seconds = time.clock_gettime(cpu_clock) - cpu_start, time.perf_counter() - start
             deliveries = messages * members
-            median, slow = times[messages // 2], times[messages * 99 // 100]
-            memory = (
-                (int(statm.read_text().split()[1]) - pages_before)
-                * os.sysconf("SC_PAGE_SIZE")
-                / (members - 1)
-            )
-            costs[count] = (
-                cpu / deliveries * 1e6,
-                deliveries / seconds,
-                median * 1e3,
-                slow * 1e3,
-                memory / 1024,
-            )
+            memory = (int(statm.read_text().split()[1]) - pages_before) * page / (members - 1)
+            median, slow = times[messages // 2] * 1e3, times[messages * 99 // 100] * 1e3
+            costs[count] = (cpu / deliveries * 1e6, deliveries / seconds, median, slow, memory)
     return costs
 
 
-def run(members: int, talkers: list[int], messages: int, rounds: int) -> None:
-    """Measure all in turn; report the cheapest of the rounds: whatever else a machine does only adds to the costs."""
+def run(servers: list[str], members: int, talkers: list[int], messages: int, rounds: int) -> None:
+    """Measure all, and report the cheapest round: all else that a machine does only adds costs."""
     import resource  # there is none on Windows
 
     _, most_files = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if members + 100 > most_files != resource.RLIM_INFINITY:
-        sys.exit(
-            f"So many members need {members + 100} open files, and this system allows {most_files}."
-        )
-    resource.setrlimit(
-        resource.RLIMIT_NOFILE, (members + 100, most_files)
-    )  # the servers inherit that
+    files = members + 100
+    if files > most_files != resource.RLIM_INFINITY:
+        sys.exit(f"{members} members need {files} open files, and this system allows {most_files}.")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (files, most_files))  # the servers inherit it
     versions = [f"{name} {importlib.metadata.version(name)}" for name in ("websockets", "aiohttp")]
     cheapest: dict[tuple[str, int], tuple[float, ...]] = {}
     for number in range(1, rounds + 1):
         print(f"Round {number} of {rounds} ...", file=sys.stderr, flush=True)
-        for name in ("server.py", *OTHERS):
+        for name in (*servers, *OTHERS):
             for count, costs in measure(name, members, talkers, messages).items():
                 cheapest[name, count] = min(costs, cheapest.get((name, count), costs))
     print(f"Members: {members:,}, messages: {messages:,}, rounds: {rounds} (the cheapest counts).")
     print(f"With {', '.join(versions)}, Python {sys.version.split()[0]}.")
     print(HEAD)
     for (name, count), (cpu, *others) in cheapest.items():
-        print(ROW.format(name, count, cpu, cpu / cheapest["floor", count][0], *others))
+        ratio = cpu / cheapest["floor", count][0]
+        print(ROW.format(os.path.relpath(name), count, cpu, ratio, *others))
 
 
 def respond(request: str | bytes) -> list[str]:
-    """Return the response to a request, and what all others are told; no request means that somebody joins."""
+    """Return the response to a request, and the broadcast; no request means that a user joins."""
     if not request:
-        return [
-            json.dumps({"action": action, "user": "User1000"})
-            for action in ("connecting", "joined")
-        ]
+        actions = ("connecting", "joined")
+        return [json.dumps({"action": action, "user": "User1000"}) for action in actions]
     said = {"action": "chat_message", "message": json.loads(request)["message"]}
     return [json.dumps(said | {"success": True}), json.dumps(said | {"user": "User1000"})]
 
 
 async def serve_websockets() -> None:
-    """Chat with the library websockets."""
+    """Serve a chat on the library websockets."""
     from websockets.asyncio.server import ServerConnection, broadcast, serve
 
     connections: set[ServerConnection] = set()
@@ -276,7 +255,7 @@ async def serve_websockets() -> None:
 
 
 async def serve_floor() -> None:
-    """Chat with nothing between the members; they are taken to send whole requests, masked with zeros."""
+    """Serve a chat on bare transports; each read is taken for one request, masked with zeros."""
     transports: set[asyncio.WriteTransport] = set()
 
     async def chat(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -284,12 +263,10 @@ async def serve_floor() -> None:
         writer.write(b"HTTP/1.1 101 Switching Protocols\r\n\r\n")
         transports.add(writer.transport)
         while request:
-            response, news = (
-                frame(body.encode()) for body in respond(request.partition(NO_MASK)[2])
-            )
+            response, news = map(str.encode, respond(request.partition(NO_MASK)[2]))
             for transport in transports - {writer.transport}:
-                transport.write(news)
-            writer.write(response)
+                transport.write(frame(news))
+            writer.write(frame(response))
             request = await reader.read(1024)
 
     server = await asyncio.start_server(chat, HOST, 0)
@@ -312,26 +289,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    ours = str(Path(__file__).parent.parent / "server.py")
+    helps = {
+        "members": (500, "members of the room"),
+        "messages": (500, "messages that they send in all"),
+        "rounds": (5, "rounds, of which the cheapest counts"),
+    }
+    for name, (default, text) in helps.items():
+        help_text = f"{text} (default: %(default)s)"
+        parser.add_argument(f"--{name}", default=default, type=positive, help=help_text)
     parser.add_argument(
-        "--members", default=500, type=positive, help="of the room (default: %(default)s)"
+        "--talkers", default=[1, 20], nargs="+", type=positive, help="default: 1 20"
     )
-    parser.add_argument(
-        "--talkers", default=[1, 20], nargs="+", type=positive, help="at once (default: 1 20)"
-    )
-    parser.add_argument(
-        "--messages", default=500, type=positive, help="that they say in all (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--rounds", default=5, type=positive, help="the cheapest counts (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--serve", choices=OTHERS, help="be one of the other servers: the benchmark starts them so"
-    )
+    parser.add_argument("--servers", default=[ours], nargs="+", help="paths, to compare versions")
+    parser.add_argument("--serve", choices=OTHERS, help="run one of the other servers (used here)")
     arguments = parser.parse_args()
     if max(arguments.talkers) > (most := min(arguments.members - 1, arguments.messages)):
-        parser.error(
-            f"argument --talkers: at most {most} can talk: somebody has to listen, and each says something."
-        )
+        parser.error(f"argument --talkers: at most {most} of the members can talk at once.")
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends this as Ctrl+C does
     try:
         if arguments.serve:
@@ -339,13 +313,13 @@ def main() -> None:
         elif sys.platform != "linux":
             sys.exit("This needs Linux, which counts the CPU time and the memory of the servers.")
         else:
-            run(arguments.members, arguments.talkers, arguments.messages, arguments.rounds)
+            del arguments.serve
+            run(**vars(arguments))
     except KeyboardInterrupt:
         sys.exit(130)
     except ModuleNotFoundError as error:
-        sys.exit(
-            f"The package {error.name} is missing; `uv run --group bench benchmarks/fan_out.py` brings it."
-        )
+        command = "uv run --group bench benchmarks/fan_out.py"
+        sys.exit(f"The package {error.name} is missing; `{command}` installs it.")
     except OSError as error:
         sys.exit(f"A server can't be measured: {error}.")
 

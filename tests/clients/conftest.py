@@ -3,11 +3,8 @@
 import asyncio
 import contextlib
 import runpy
-import shutil
-import subprocess
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -65,9 +62,9 @@ def serve_websocket(aiohttp_server: AiohttpServer) -> Serve:
 
 
 @pytest.fixture
-async def url(aiohttp_server: AiohttpServer) -> URL:
-    """The address of the chat."""
-    return (await aiohttp_server(await init_app())).make_url("/chat")
+async def url(serve: Callable[[web.Application], Awaitable[URL]]) -> URL:
+    """The address of a chat in this process."""
+    return await serve(await init_app()) / "chat"
 
 
 @pytest.fixture
@@ -87,15 +84,3 @@ async def start_bot(url: URL) -> AsyncIterator[StartBot]:
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
-
-
-@pytest.fixture(scope="session")
-def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A self-signed certificate for localhost, and its key, in one file."""
-    if not shutil.which("openssl"):
-        pytest.skip("There is no openssl here to make a certificate with.")
-    path = tmp_path_factory.mktemp("tls") / "localhost.pem"
-    command = "openssl req -x509 -nodes -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -days 1"
-    command += f" -subj /CN=localhost -addext subjectAltName=DNS:localhost -keyout {path}"
-    subprocess.run([*command.split(), "-out", str(path)], check=True, capture_output=True)
-    return path

@@ -1,4 +1,4 @@
-"""How the scripts end: by Ctrl+C, or with a sentence that gives the reason."""
+"""The echo example, and how all scripts end: by Ctrl+C, or with a sentence that says why."""
 
 import asyncio
 import os
@@ -14,10 +14,11 @@ from aiohttp import web
 from pytest_aiohttp import AiohttpServer
 from yarl import URL
 
+import client_echo_example
 from server import init_app
 from tests.clients.conftest import RunScript, Serve
 from tests.clients.screen import busy
-from tests.helpers import Join, StartScript
+from tests.helpers import TIMEOUT, Join, StartScript
 
 BOTS = ("examples/math_client.py", "examples/math_student.py")
 SCRIPTS = ("client_echo_example.py", *BOTS)
@@ -29,6 +30,7 @@ ODD_FRAMES = """\
 {"action": "chat_message", "user": "odd", "message": ["1 + 1"]}; {"action": "left", "user": "odd"}
 {"action": "chat_message", "user": "odd", "message": 2}; {"action": "left", "room": "math"}
 {"action": "left", "room": "math", "user": "odd", "shame": 1}""".replace("\n", ";").split(";")
+ECHO = '{"echo": {"message": "Hello world!"}}'
 
 
 @pytest.fixture(params=SCRIPTS)
@@ -37,16 +39,23 @@ def script(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-def hurry(monkeypatch: pytest.MonkeyPatch, hurried_heartbeat: float = 20) -> None:
-    """Shorten the time that clients wait for a close frame, and the heartbeat if one is given."""
-    connect = aiohttp.ClientSession.ws_connect
+async def test_echo_example_sends_at_intervals_and_shows_what_comes(
+    serve_websocket: Serve, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def talk(websocket: web.WebSocketResponse) -> None:
+        await websocket.send_str(ECHO)
+        assert await websocket.receive_json(timeout=TIMEOUT) == {"message": "Hello world!"}
+        await websocket.send_str("not JSON \x1b[2J\u202e é")
+        await websocket.receive_json(timeout=TIMEOUT)
+        await websocket.send_bytes(b"\xff\x00")
 
-    def ws_connect(session: Any, url: str, heartbeat: float, timeout: Any) -> Any:
-        assert (heartbeat, timeout.ws_close) == (20, 2)
-        timeout = aiohttp.ClientWSTimeout(ws_close=0.02)
-        return connect(session, url, heartbeat=hurried_heartbeat, timeout=timeout)
-
-    monkeypatch.setattr(aiohttp.ClientSession, "ws_connect", ws_connect)
+    monkeypatch.setattr(client_echo_example, "INTERVAL", 0.01)
+    with pytest.raises(ConnectionError):
+        await client_echo_example.main(await serve_websocket(talk))
+    lines = capsys.readouterr().out.splitlines()
+    sent, received = ([line for line in lines if line[0] == sign] for sign in "><")
+    assert sent[:3] == ["> {'message': 'Hello world!'}"] * 3
+    assert received == [f"< '{ECHO}'", r"< 'not JSON \x1b[2J\u202e \xe9'", r"< b'\xff\x00'"]
 
 
 @pytest.mark.parametrize("script", [*SCRIPTS, "client.py"])
@@ -65,11 +74,9 @@ async def test_ctrl_c_in_a_busy_room(
     assert (code, errors) == (0, "")
 
 
-async def test_server_that_falls_silent(
-    run_script: RunScript, serve_websocket: Serve, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.usefixtures("hurry")
+async def test_server_that_falls_silent(run_script: RunScript, serve_websocket: Serve) -> None:
     """As if the network were gone: only a ping reveals it."""
-    hurry(monkeypatch, 0.2)
     reason = await run_script(await serve_websocket(lambda _: asyncio.Event().wait()))
     assert reason == "ClientError: No PONG received after 0.1 seconds"
 
@@ -169,15 +176,11 @@ async def test_tls(
         ("[" * 100_000, "RecursionError: "),
     ],
 )
+@pytest.mark.usefixtures("hurry")
 async def test_bot_without_a_chat(
-    run_script: RunScript,
-    serve_websocket: Serve,
-    monkeypatch: pytest.MonkeyPatch,
-    frame: str,
-    reason: str,
+    run_script: RunScript, serve_websocket: Serve, frame: str, reason: str
 ) -> None:
     """The server does not even answer the close frame."""
-    hurry(monkeypatch)
 
     async def talk(websocket: web.WebSocketResponse) -> None:
         await websocket.send_str(frame)

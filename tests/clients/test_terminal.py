@@ -13,7 +13,6 @@ import termios
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
-import aiohttp
 import pytest
 from aiohttp import web
 from prompt_toolkit.application import create_app_session
@@ -131,21 +130,16 @@ async def test_notices_and_completion(url: URL, join: Join, start_bob: StartBob)
 async def test_commands(url: URL, join: Join, start_bob: StartBob) -> None:
     amy, bob = await start_bob(columns=100, rows=40)
     await join(url.parent, "Carol", "art")
-    refusal = f"! {(await amy.ask(action='set_nick', nick=''))['message']}"
     rows, prompt = bob.rows[:-1], "math Bob>"
     for line, shown in [
         ("hello", ["Bob: hello"]),
         ("//shrug", ["Bob: /shrug"]),
-        ("", []),
         ("   ", []),
         ("/dance now", ["! Unknown command /dance; /help lists the commands"]),
         ("/nick Amy", ["! Nickname is already in use"]),
-        ("/nick", [refusal]),
         ("/nick  Robert Two ", ["* You are now known as Robert Two"]),
         ("/users", ["* In math: Amy, Robert Two"]),
         ("/users art", ["* In art: Carol"]),
-        ("/users nowhere", ["* In nowhere: nobody"]),
-        ("/join", [refusal]),
         ("/join  math ", ["! You are already in math"]),
         ("/join art", ["* You are now in art", "* In art: Carol, Robert Two"]),
         ("/help", [f"* {row}" for row in client.HELP.splitlines()]),
@@ -250,14 +244,13 @@ async def test_paste(start_bob: StartBob) -> None:
     await bob.type("\r", "@ Bob: one", "@ Bob: two", "@ Bob:  three", "math Bob>")
     long = "word " * 9_000 + "é" * 7_500
     await bob.type(f"\x1b[200~{long}\x1b[201~\r")
-    keys = "k" * 6_000
-    await bob.type(f"{keys}\r")
+    await bob.type("k" * 6_000 + "\r")
     await bob.type("\x1b[200~" + "y" * 65_600 + "\x1b[201~\r")
     await bob.contains("@ ! Too long: 65641 bytes; the limit is 65536")
     await bob.type("\x1b[A")  # it is not lost
     await eventually(lambda: bob.rows[-1].startswith("yyy"))
     texts = [body["message"] for body in await amy.catch_up()]
-    assert texts == ["one", "two", " three", long, keys]
+    assert texts == ["one", "two", " three", long, "k" * 6_000]
 
 
 HOSTILE = [
@@ -329,18 +322,11 @@ async def test_server_that_goes_away(serve_websocket: Serve, start: Start) -> No
     assert f"default u> {line}".rstrip() in "".join(bob.screen.display)
 
 
-async def test_server_that_falls_silent(
-    serve_websocket: Serve, start: Start, monkeypatch: Any
-) -> None:
-    """As when the network is gone. Here, the client pings 300 times as often."""
-    connect = aiohttp.ClientSession.ws_connect
-
-    def connect_impatiently(session: aiohttp.ClientSession, url: str, heartbeat: float) -> Any:
-        return connect(session, url, heartbeat=heartbeat / 300)
-
-    monkeypatch.setattr(aiohttp.ClientSession, "ws_connect", connect_impatiently)
+@pytest.mark.usefixtures("hurry")
+async def test_server_that_falls_silent(serve_websocket: Serve, start: Start) -> None:
+    """As when the network is gone."""
     sentence = await end(start(await serve_websocket(lambda _: asyncio.Event().wait())))
-    assert sentence.startswith("No PONG received after 0.03")
+    assert sentence == "No PONG received after 0.1 seconds"
 
 
 async def test_server_that_does_not_close(

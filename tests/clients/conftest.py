@@ -3,13 +3,11 @@
 import asyncio
 import contextlib
 import runpy
-import shutil
-import subprocess
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
-from pathlib import Path
 from typing import Any
 
+import aiohttp
 import pytest
 from aiohttp import web
 from pytest_aiohttp import AiohttpServer
@@ -65,9 +63,24 @@ def serve_websocket(aiohttp_server: AiohttpServer) -> Serve:
 
 
 @pytest.fixture
-async def url(aiohttp_server: AiohttpServer) -> URL:
-    """The address of the chat."""
-    return (await aiohttp_server(await init_app())).make_url("/chat")
+def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let clients ping 100 times as often, and wait less for a close frame."""
+    connect = aiohttp.ClientSession.ws_connect
+
+    def ws_connect(session: Any, url: str, heartbeat: float, **options: Any) -> Any:
+        assert heartbeat == 20
+        if timeout := options.get("timeout"):  # client.py has one of its own
+            assert timeout.ws_close == 2
+            options["timeout"] = aiohttp.ClientWSTimeout(ws_close=0.02)
+        return connect(session, url, heartbeat=heartbeat / 100, **options)
+
+    monkeypatch.setattr(aiohttp.ClientSession, "ws_connect", ws_connect)
+
+
+@pytest.fixture
+async def url(serve: Callable[[web.Application], Awaitable[URL]]) -> URL:
+    """The address of a chat in this process."""
+    return await serve(await init_app()) / "chat"
 
 
 @pytest.fixture
@@ -87,15 +100,3 @@ async def start_bot(url: URL) -> AsyncIterator[StartBot]:
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
-
-
-@pytest.fixture(scope="session")
-def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A self-signed certificate for localhost, and its key, in one file."""
-    if not shutil.which("openssl"):
-        pytest.skip("There is no openssl here to make a certificate with.")
-    path = tmp_path_factory.mktemp("tls") / "localhost.pem"
-    command = "openssl req -x509 -nodes -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -days 1"
-    command += f" -subj /CN=localhost -addext subjectAltName=DNS:localhost -keyout {path}"
-    subprocess.run([*command.split(), "-out", str(path)], check=True, capture_output=True)
-    return path

@@ -1,4 +1,4 @@
-"""A terminal for the tests of client.py: a keyboard, and a screen that can be read."""
+"""What the tests of the clients share: a terminal, and a member who talks all the time."""
 
 import asyncio
 import contextlib
@@ -10,10 +10,11 @@ import select
 import struct
 import termios
 import threading
+from collections.abc import AsyncIterator
 
 import pyte
 
-from tests.helpers import TIMEOUT, eventually
+from tests.helpers import TIMEOUT, Member, eventually
 
 
 class Screen:
@@ -91,3 +92,23 @@ class Screen:
             self.stdin.close()
             self.stdout.close()
             os.close(self.master)
+
+
+@contextlib.asynccontextmanager
+async def busy(member: Member, text: str = "Hello!") -> AsyncIterator[None]:
+    """Let a member send messages all the time, until somebody else has left with a close frame."""
+
+    async def talk() -> None:
+        while True:
+            await member.websocket.send_json({"action": "chat_message", "message": text})
+            await asyncio.sleep(0.001)
+
+    talking = asyncio.create_task(talk())
+    try:
+        async with asyncio.timeout(TIMEOUT):
+            yield
+            while (body := await member.hear())["action"] != "left":
+                pass
+        assert body["shame"] is False
+    finally:
+        talking.cancel()

@@ -2,9 +2,6 @@
 
 import asyncio
 import json
-import os
-import signal
-import ssl
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +9,9 @@ import pytest
 from aiohttp import WSMsgType, web
 from yarl import URL
 
-from server import init_app
+from tests.clients.screen import busy
 from tests.helpers import TIMEOUT, Join, StartScript, left, said
 
-CERTIFICATE = Path(__file__).with_name("localhost.pem")  # and its key
 # IDLE's streams say that they are a terminal, but are not files.
 IDLE = """
 import runpy, sys
@@ -30,13 +26,6 @@ class Stream:
 sys.stdin, sys.stdout = Stream(sys.stdin), Stream(sys.stdout)
 runpy.run_path("client.py", run_name="__main__")
 """
-
-
-@pytest.fixture
-async def url(serve: Any) -> URL:
-    """The address of a chat in this process."""
-    url: URL = await serve(await init_app()) / "chat"
-    return url
 
 
 async def test_pipe(url: URL, join: Join, start_script: StartScript) -> None:
@@ -128,56 +117,12 @@ async def test_unusual_address(start_script: StartScript) -> None:
     assert errors.startswith(rf"{url}: redirected to http://\x1b[2J/ ")
 
 
-@pytest.mark.parametrize(
-    ("host", "trusted", "sentence"),
-    [
-        ("localhost", CERTIFICATE, ""),
-        ("127.0.0.1", CERTIFICATE, "certificate is not valid for '127.0.0.1'"),
-        ("localhost", os.devnull, "CERTIFICATE_VERIFY_FAILED"),
-    ],
-)
-async def test_certificate(
-    aiohttp_server: Any, start_script: StartScript, host: str, trusted: Any, sentence: str
-) -> None:
-    """A certificate of one's own can be trusted, for the name that is in it."""
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    context.load_cert_chain(CERTIFICATE)
-    server = await aiohttp_server(await init_app(), ssl=context)
-    url = f"wss://{host}:{server.port}/chat"
-    script = await start_script("client.py", "--url", url, SSL_CERT_FILE=str(trusted))
-    code, output, errors = await script.end(b"hello")
-    assert (code, ": hello" in output) == ((1, False) if sentence else (0, True))
-    assert sentence in errors
-
-
-@pytest.mark.parametrize("way", ["Ctrl+C", "closed output"])
-async def test_end_in_a_busy_room(
-    url: URL, join: Join, start_script: StartScript, way: str
-) -> None:
+async def test_output_that_closes(url: URL, join: Join, start_script: StartScript) -> None:
+    """As by `| head`. How it ends by Ctrl+C is in test_ends.py."""
     amy = await join(url.parent, "Amy")
     script = await start_script("client.py", "--url", url, "--nick", "Bob")
-
-    async def talk() -> None:
-        while True:
-            await amy.websocket.send_json({"action": "chat_message", "message": "Hello!"})
-            await asyncio.sleep(0.001)
-
     while "In default" not in await script.line():
         pass
-    talking = asyncio.create_task(talk())
-    while "Hello!" not in await script.line():
-        pass
-    if way == "Ctrl+C":
-        for _ in range(2):  # `timeout` and `uv run` can both pass a signal on
-            script.process.send_signal(signal.SIGINT)
-    else:
+    async with busy(amy):
         script.process._transport.get_pipe_transport(1).close()  # type: ignore[attr-defined]
-    ending = asyncio.create_task(script.end())
-    async with asyncio.timeout(TIMEOUT):
-        while (body := await amy.hear())["action"] != "left":
-            pass
-    talking.cancel()
-    assert body == left("default", "Bob", shame=False)
-    code, _, errors = await ending
-    if way == "Ctrl+C":
-        assert (code, errors) == (0, "")
+    await script.end()

@@ -144,10 +144,8 @@ async def test_looks(start_server: StartServer, join: Join, open_page: OpenPage)
     for label, text in zip(labels, ("n" * 33, "", "é" * 65536), strict=True):
         await chat.enter(label, text)
         await expect(chat.refusal(label)).not_to_have_text("")
-    for width, height in reversed(sizes):
-        await chat.page.set_viewport_size({"width": width, "height": height})
-        await expect(chat.button("Send")).to_be_in_viewport(ratio=0.99)
-    await check("refused, on a phone")
+    await expect(chat.button("Send")).to_be_in_viewport(ratio=0.99)
+    await check("refused, on a phone on its side")
     await chat.page.set_viewport_size({"width": 1280, "height": 800})
     for number in range(200):
         chat.receive(action="joined", room="R" * 32, user=f"Guest {number}")

@@ -1,280 +1,238 @@
-"""The same chat on many processes: Redis, or Valkey, holds who is where, and one log.
+"""The same chat on many processes: Redis (or Valkey) stores who is in which room, and one log.
 
-A request is one step in Redis: it checks, changes, and writes into the log. Every process reads the log and tells its
-own members, the one who asked included. So all of them, wherever they are connected, hear everything in one order.
-
-    REDIS_URL=redis://localhost uv run --group redis -m examples.server_redis --port 8081
-
-If anything goes wrong between a process and Redis, the process does what a dead one does: its members are disconnected,
-with 1012, and it starts over as a new one, with nobody on it. As there is no other way out, nothing has to be repaired.
+A request is one step in Redis: it checks, changes, and adds to the log. Every process reads the
+log and sends its own members what is for them, responses included. So all have the same order. If
+anything fails between a process and Redis, the process acts as if it had crashed: it disconnects
+its members, with 1012, and starts over, empty.
 """
 
 import asyncio
-import contextlib
-import json
+import hashlib
+import logging
 import os
-import random
-import sys
-import uuid
+import socket
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from aiohttp import WSCloseCode, web
-from redis.asyncio import Redis
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
+from aiohttp import WSCloseCode, WSMessage, web
+from redis.asyncio import ConnectionPool, Redis
+from redis.asyncio.connection import parse_url
 
 import server
-from utils import (
-    ClientSocket,
-    InvalidRequest,
-    Rooms,
-    broadcast,
-    encode,
-    fold,
-    logger,
-    read_request,
-    receive,
-)
+from utils import DELIVERY_RATE, ClientSocket, InvalidRequest
+from utils import canonical_name, check_name, encode, frame, logger, read_json, receive, send
 
-PATIENCE = 3.0  # seconds to wait for Redis; the others bury a process after 5, so it gives up before they do
-SIGN_OF_LIFE = 1.0  # seconds between two of them
-PAUSE = 0.5  # seconds between two attempts to reach Redis, and the longest wait for news in the log
-BATCH = 100  # entries of the log that are read at once
-MAX_CALLS = (
-    8  # requests of members that wait for Redis at the same time, each on a connection of its own
-)
-
+PATIENCE = 3.0  # seconds to wait for Redis; less than the 5 after which others remove a process
+PAUSE = 0.5  # seconds between two attempts to reach Redis, and the longest wait for a new entry
+BATCH = 100  # requests that are sent, or entries that are read, at once
 SCRIPT = Path(__file__).with_suffix(".lua").read_text()
+RUN = ["EVALSHA", hashlib.sha1(SCRIPT.encode()).hexdigest(), 0]
+CONNECTION: dict[str, Any] = {
+    "protocol": 2,  # with 3, redis-py 8.1 uses connections that Redis has closed
+    "retry": None,  # a request that got no response may have been carried out
+    "socket_timeout": None,  # redis-py uses wait_for(), which loses cancellations in Python 3.11
+    "decode_responses": True,
+    "encoding_errors": "surrogatepass",  # a message may hold half of a surrogate pair
+}
 
 
 class Member:
-    """Somebody who is connected to this process. Names change; in Redis, an id stands for a member."""
+    """A client that chats through this process. In Redis, its id stands for it: names change."""
 
-    def __init__(self, websocket: ClientSocket, view: "asyncio.Task[Any]") -> None:
-        self.websocket = websocket
-        self.view = view
-        self.id = uuid.uuid4().hex
-        self.room = self.name = ""  # where the log has put them, as far as it has been read
-        self.told = asyncio.Event()  # set when the response to their request has been sent
-        self.lost = False  # whether this process has lost touch with Redis
+    def __init__(self, websocket: ClientSocket, view: "asyncio.Task[None]") -> None:
+        self.websocket, self.view = websocket, view
+        self.id = os.urandom(16).hex()
+        self.room = self.name = ""  # its place, by the entries of the log that have been read
+        self.responded = asyncio.Event()  # set when the response to its request has been sent
 
     def __str__(self) -> str:
         return f"{self.name!r} in {self.room!r}"
 
 
-async def ws_chat(request: web.Request) -> web.WebSocketResponse:
-    """Let a client chat, as a user who is in one room at a time."""
-    process = request.app[PROCESS]
-    if not process.id:
-        raise web.HTTPServiceUnavailable(
-            text="The chat is out of touch with Redis. Try again in a few seconds."
-        )
-    async with server.open_websocket(request) as websocket:
-        view = asyncio.current_task()
-        assert view
-        websocket.owner = member = Member(websocket, view)
-        try:
-            await process.enter(member)
-            logger.info("%s connected", member)
-            async for message in receive(websocket):
-                try:
-                    await handle_request(process, member, read_request(message))
-                except InvalidRequest as error:
-                    websocket.send(
-                        encode({"action": error.action, "success": False, "message": str(error)})
-                    )
-        except asyncio.CancelledError:
-            if member.lost:
-                await websocket.close(code=WSCloseCode.SERVICE_RESTART)
-            raise
-        finally:
-            await process.leave(member)
-            logger.info(
-                "%s disconnected%s", member, " without a goodbye" if websocket.vanished else ""
-            )
-    return websocket
-
-
-async def handle_request(process: "Process", member: Member, request: dict[str, Any]) -> None:
-    """Let the script do what a member asks for, and wait until the member has been told what came of it."""
-    member.told.clear()
-    match request:
-        case {"action": "set_nick", "nick": nick}:
-            await process.run("set_nick", member.id, nick, fold(nick))
-        case {"action": "join_room" | "user_list" as action, "room": room}:
-            await process.run(action, member.id, room)
-        case {"action": "chat_message", "message": message}:
-            logger.debug("%s says %r", member, message)
-            await process.run("chat_message", member.id, message)
-        case {"action": action}:
-            raise InvalidRequest("This server can't do that yet.", action)
-    await member.told.wait()
-
-
 class Process:
-    """This process as Redis knows it: it has an id while they are in touch, and a new one each time."""
+    """This process as registered in Redis. After each failure, it registers under a new id."""
 
-    def __init__(self, url: str, rooms: Rooms) -> None:
-        # Never a second attempt: a script whose response was lost may have run. And no timeouts of redis-py, which
-        # uses asyncio.wait_for() for them: on Python 3.11, that loses a cancellation now and then.
-        never: dict[str, Any] = {
-            "retry": Retry(NoBackoff(), 0),
-            "socket_timeout": None,
-            "socket_connect_timeout": None,
-        }
-        # A message may hold half of a surrogate pair.
-        self.redis = Redis.from_url(
-            url, decode_responses=True, encoding_errors="surrogatepass", **never
-        )
-        self.redis.connection_pool.make_connection()  # type: ignore[no-untyped-call]  # raises if the URL is wrong
-        self.script = self.redis.register_script(SCRIPT)
-        self.life: asyncio.Task[None]
-        self.turns = asyncio.Semaphore(MAX_CALLS)
-        self.rooms = rooms
+    def __init__(self, redis: Redis) -> None:
+        self.redis = redis
         self.members: dict[str, Member] = {}
-        self.id = self.former_id = ""
-        self.last = ""  # the id of the last entry of the log that has been read
-        self.next_sign = 0.0
-        self.problem = ""
+        self.problem = "not connected yet"  # why nobody can enter; empty if they can
+        self.tried = asyncio.Event()  # set after the first attempt to register
 
-    async def enter(self, member: Member) -> None:
-        """Bring a new member into the chat, under a name that nobody in any room has."""
-        self.members[member.id] = member
-        names: int | None = 0
-        while names is not None:
-            # The range grows with the names in use, so that half of it is always free.
-            name = f"User{random.randrange(1000, 10_000 + 2 * names)}"
-            names = await self.run("enter", member.id, name, fold(name))
-        await member.told.wait()
+    async def ws_chat(self, request: web.Request) -> web.WebSocketResponse:
+        """Let a client chat, as a user who is in one room at a time."""
+        await self.serve_health(request)
+        async with server.open_websocket(request) as websocket:
+            member = Member(websocket, request.task)
+            self.members[member.id] = member
+            try:
+                await self.request(member, "enter")
+                logger.info("%s connected", member)
+                async for message in receive(websocket):
+                    await self.respond(member, message)
+            except asyncio.CancelledError:
+                if self.problem:
+                    await websocket.close(code=WSCloseCode.SERVICE_RESTART)
+                raise
+            finally:
+                self.leave(member)
+        return websocket
 
-    async def leave(self, member: Member) -> None:
-        """Let a member leave, unless all members of this process have left already."""
-        if self.members.pop(member.id, None):
-            self.put(member, "")
-            await self.run("leave", member.id, "shame" if member.websocket.vanished else "")
-
-    async def run(self, action: str, *values: str) -> Any:
-        """Run the script and return its response. If there is none, the view of every member is cancelled."""
-        async with self.turns, self.in_touch():
-            return await self.script(args=[action, self.id, *values])
-
-    async def read_log(self) -> None:
-        """Tell the members what is new in the log, and give a sign of life every second."""
-        calls = self.redis.pipeline(transaction=False)
-        calls.xread({"chat:log": self.last}, count=BATCH, block=int(PAUSE * 1000))
-        calls.zscore("chat:processes", self.id)
-        news, is_known = await calls.execute()
-        if is_known is None:  # then it may have been trimmed away what this process had not read
-            raise ConnectionError("Redis does not know this process any more")
-        for _, entries in news:
-            for self.last, entry in entries:
-                self.tell(entry)
-        now = asyncio.get_running_loop().time()
-        if now >= self.next_sign:
-            self.next_sign = now + SIGN_OF_LIFE
-            await self.script(args=["sign", self.id, "", self.last])
-
-    def tell(self, entry: dict[str, str]) -> None:
-        """Tell the members what an entry of the log says. Nothing here waits, so all hear it at the same place."""
-        body = json.loads(entry["body"])
-        if "skip" in entry:
-            skip = self.members.get(entry["skip"])
-            broadcast(self.rooms, entry["room"], body, skip and skip.websocket)  # type: ignore[arg-type]
-        elif member := self.members.get(entry["to"]):
-            self.put(member, entry["room"], entry["user"])
-            if body.get("users") == {}:
-                body["users"] = []  # Lua writes both in the same way
-            member.websocket.send(encode(body))
-            member.told.set()
-
-    def put(self, member: Member, room: str, name: str = "") -> None:
-        """Put a member into another place of the dictionary; with no room, just take them out."""
-        if (room, name) == (member.room, member.name):
-            return
-        if member.room:
-            del self.rooms[member.room][member.name]
-            if not self.rooms[member.room]:
-                del self.rooms[member.room]
-        if room:
-            self.rooms[room][name] = member.websocket
-            member.room, member.name = room, name
-
-    @contextlib.asynccontextmanager
-    async def in_touch(self) -> AsyncIterator[None]:
-        """Wait for Redis, but not for long; if anything goes wrong, do what a dead process does."""
+    async def respond(self, member: Member, message: WSMessage) -> None:
+        """Have a request carried out, and wait until its response has been sent."""
+        action: str | None = None
         try:
-            async with asyncio.timeout(PATIENCE):
-                yield
-        except Exception as error:  # whatever it is, to start over is right
-            problem = str(error) or f"no response for {PATIENCE:g} seconds"
-            if problem != self.problem:  # each attempt to reach Redis has the same one
-                logger.warning("Out of touch with Redis: %s", problem)
-            self.problem = problem
-            self.id = ""
-            for member in self.members.values():
-                member.lost = True
-                member.view.cancel()
-            self.members.clear()
-            self.rooms.clear()
+            match read_json(message):
+                case {"action": "set_nick" as action, "nick": nick}:
+                    await self.request(member, action, check_name(nick), canonical_name(nick))
+                case {"action": "join_room" | "user_list" as action, "room": room}:
+                    await self.request(member, action, check_name(room))
+                case {"action": "chat_message" as action, "message": str(text)} if text:
+                    logger.debug("%s says %r", member, text)
+                    await self.request(member, action, text)
+                case {"action": str(action)}:
+                    raise InvalidRequest(server.UNKNOWN_REQUEST)
+                case _:
+                    raise InvalidRequest("A request is a JSON object with an action.")
+        except InvalidRequest as error:
+            body = {"action": action, "success": False, "message": str(error)}
+            member.websocket.send(encode(body))
 
-    async def begin(self) -> None:
-        """Try to become a process of the chat."""
-        new_id = uuid.uuid4().hex
-        async with self.in_touch():
-            self.last = await self.script(args=["begin", new_id, "", self.former_id])
-            self.id = self.former_id = new_id
-            self.problem = ""
-            logger.info("In touch with Redis")
+    async def request(self, member: Member, *arguments: str) -> None:
+        """Send a member's request to Redis, and wait until the log has brought the response."""
+        member.responded.clear()
+        self.requests.put_nowait((member, arguments))
+        await member.responded.wait()
+
+    def leave(self, member: Member) -> None:
+        """Let a member leave, unless this process has lost it."""
+        if self.members.pop(member.id, None):
+            end = " without a close frame" if member.websocket.vanished else ""
+            self.requests.put_nowait((member, ("leave", end)))
+            self.unregister(member)
+            if member.room:
+                logger.info("%s disconnected%s", member, end)
+
+    def unregister(self, member: Member) -> None:
+        self.rooms[member.room].pop(member.name, None)
+        if not self.rooms[member.room]:
+            del self.rooms[member.room]
+
+    async def run(self, app: web.Application) -> AsyncIterator[None]:
+        """Live while the app is served. In the end, let all members leave that have not left."""
+        self.rooms = app["websockets"]  # room -> name -> WebSocket, for the members of this process
+        life = asyncio.create_task(self.live())
+        await self.tried.wait()
+        yield
+        life.cancel()
+        await asyncio.gather(life, self.execute([*RUN, "end", self.id, ""]), return_exceptions=True)
+        await self.redis.aclose()
 
     async def live(self) -> None:
-        """Read the log; after a loss of touch, begin again."""
+        """Register, and serve the members until something fails; then start over."""
+        former_id = ""
         while True:
-            while self.id:
-                async with self.in_touch():
-                    await self.read_log()
-            async with self.in_touch():
-                await (
-                    self.redis.aclose()
-                )  # the connections of before may be broken without knowing it
+            self.id = f"{socket.gethostname()}-{os.getpid()}-{os.urandom(4).hex()}"
+            self.requests: asyncio.Queue[tuple[Member, tuple[str, ...]]] = asyncio.Queue()
+            try:
+                await self.redis.aclose()  # connections from before may be broken
+                begin = [*RUN, "begin", self.id, "", former_id]
+                _, self.last = await self.execute(["SCRIPT LOAD", SCRIPT], begin)
+                former_id, self.problem = self.id, ""
+                logger.info("Connected to Redis as process %s", self.id)
+                self.tried.set()
+                async with asyncio.TaskGroup() as tasks:  # if one fails, it cancels the others
+                    for task in (self.send_requests, self.send_heartbeats, self.read_log):
+                        tasks.create_task(task())
+            except* Exception as errors:  # whatever it is
+                problem = str(errors.exceptions[0]) or f"no response for {PATIENCE:g} seconds"
+                if problem != self.problem:  # each attempt to register has the same one
+                    logger.warning("Lost Redis: %s", problem)
+                self.problem = problem
+                for member in self.members.values():
+                    member.view.cancel()
+                self.members.clear()
+                self.rooms.clear()
+            self.tried.set()
             await asyncio.sleep(PAUSE)
-            await self.begin()
 
+    async def execute(self, *commands: list[Any]) -> list[Any]:
+        """Send commands to Redis together, and return the results; raise the first error."""
+        pipeline = self.redis.pipeline(transaction=False)
+        for command in commands:
+            pipeline.execute_command(*command)
+        async with asyncio.timeout(PATIENCE):
+            results: list[Any] = await pipeline.execute(raise_on_error=False)
+        if errors := [result for result in results if isinstance(result, Exception)]:
+            raise errors[0]
+        return results
 
-PROCESS = web.AppKey("process", Process)
+    async def send_requests(self) -> None:
+        """Send the members' requests to Redis. Each member pays for what it causes."""
+        while True:
+            batch = [await self.requests.get()]
+            batch += [self.requests.get_nowait() for _ in range(min(self.requests.qsize(), BATCH))]
+            commands = [[*RUN, action, self.id, m.id, *values] for m, (action, *values) in batch]
+            for (member, _), cost in zip(batch, await self.execute(*commands), strict=True):
+                member.websocket.pay(cost / DELIVERY_RATE)
 
+    async def send_heartbeats(self) -> None:
+        """Report how far the log has been read, and remove the processes that have stopped."""
+        while True:
+            (removed,) = await self.execute([*RUN, "heartbeat", self.id, "", self.last])
+            for process in removed:
+                logger.warning("Removed process %s: it was 5 seconds behind", process)
+            await asyncio.sleep(1)
 
-async def start(app: web.Application) -> None:
-    process = app[PROCESS]
-    await process.begin()
-    process.life = asyncio.create_task(process.live())
+    async def read_log(self) -> None:
+        """Send the members what is new in the log."""
+        read = ["XREAD", "COUNT", BATCH, "BLOCK", int(PAUSE * 1000), "STREAMS", "chat:log"]
+        check = ["ZSCORE", "chat:processes", self.id]
+        while True:
+            # The log keeps an entry until all registered processes have read it. So a process
+            # that is still registered after reading has missed none.
+            news, score = await self.execute([*read, self.last], check)
+            if score is None:
+                raise ConnectionError("Redis does not know this process any more")
+            for _, entries in news:
+                for self.last, entry in entries:
+                    self.deliver(**entry)
 
+    def deliver(self, sender: str, room: str, name: str, response: str, broadcast: str) -> None:
+        """Send a member the response in an entry, and the others in its room the broadcast."""
+        member = self.members.get(sender)
+        if member and response:
+            if member.room not in ("", room):
+                logger.info("%s goes to %r", member, room)
+            elif member.name not in ("", name):
+                logger.info("%s is now %r", member, name)
+            self.unregister(member)
+            member.room, member.name = room, name
+            self.rooms[room][name] = member.websocket
+            member.websocket.send(frame(response.encode(errors="backslashreplace")))
+            member.responded.set()
+        if broadcast and room in self.rooms:
+            others = [websocket for user, websocket in self.rooms[room].items() if user != name]
+            send(frame(broadcast.encode(errors="backslashreplace")), others)
 
-async def stop(app: web.Application) -> None:
-    """Let all members leave in one step, before server.shutdown() disconnects them."""
-    process = app[PROCESS]
-    process.life.cancel()
-    process.members.clear()
-    if process.id:
-        await process.run("stop")
-
-
-async def close(app: web.Application) -> None:
-    await app[PROCESS].redis.aclose()
+    async def serve_health(self, request: web.Request) -> web.Response:
+        """Respond to a proxy; raise HTTPServiceUnavailable while it should send nobody here."""
+        if self.problem:
+            raise web.HTTPServiceUnavailable(text=f"The chat has lost Redis: {self.problem}")
+        return await server.serve_health(request)
 
 
 async def init_app(argv: Sequence[str] = ()) -> web.Application:
-    """Return the app of server.py, but with the chat in the Redis at $REDIS_URL, or at redis://localhost."""
-    app = await server.init_app(argv, chat=ws_chat)
-    url = os.environ.get("REDIS_URL", "redis://localhost")
+    """Return the app of server.py, but with the chat in the Redis at $REDIS_URL."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     try:
-        app[PROCESS] = Process(url, app["websockets"])
-    except (ValueError, TypeError) as error:
-        sys.exit(f"REDIS_URL is not the address of a Redis: {error}.")
-    app.on_startup.append(start)
-    app.on_shutdown.insert(0, stop)
-    app.on_cleanup.append(close)
+        url = os.environ.get("REDIS_URL", "redis://localhost")
+        pool = ConnectionPool(**{**parse_url(url), **CONNECTION})
+    except ValueError:
+        raise SystemExit("REDIS_URL must look like redis://user:password@host:6379/0.") from None
+    process = Process(Redis.from_pool(pool))
+    app = await server.init_app(argv, chat=process.ws_chat, health=process.serve_health)
+    app.cleanup_ctx.append(process.run)
     return app
 
 

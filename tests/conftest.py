@@ -41,7 +41,7 @@ from tests.helpers import (
 
 @pytest.fixture
 def start_server(tmp_path: Path) -> Iterator[StartServer]:
-    """Start servers with `start_server(*options, port=0, files=60)`; they are stopped after the test."""
+    """Start servers with `start_server(*options, port=0, files=60)`, until the test ends."""
     servers: list[Server] = []
 
     def start(*options: str, port: int = 0, files: int | None = None) -> Server:
@@ -129,7 +129,7 @@ def chromium() -> str:
     path = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, commands)), None)
     if path is None:
         pytest.skip(
-            "There is no Chromium here; if there is, say where in the environment variable CHROMIUM."
+            "There is no Chromium here; or else, set the environment variable CHROMIUM to its path."
         )
     return path
 
@@ -138,7 +138,7 @@ def chromium() -> str:
 async def serve() -> AsyncIterator[Callable[[web.Application], Awaitable[URL]]]:
     """Serve apps in this process with `url = await serve(app)`, as `python server.py` does.
 
-    aiohttp's own test server cancels a view as soon as its client hangs up, whatever the client has said before.
+    aiohttp's own test server cancels a view as soon as its client hangs up.
     """
     runners = []
 
@@ -162,7 +162,7 @@ async def join() -> AsyncIterator[Join]:
 
 @pytest.fixture
 async def connect_raw() -> AsyncIterator[ConnectRaw]:
-    """Open bare sockets with `await connect_raw(url, path="/chat", receive_buffer=None)`, after the handshake."""
+    """Connect bare sockets with `await connect_raw(url, path="/chat", receive_buffer=None)`."""
     clients = []
 
     async def connect(

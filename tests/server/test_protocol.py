@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import random
 import re
 import socket
 import struct
@@ -78,14 +77,6 @@ async def test_connecting(chat: Chat) -> None:
     _, user = await chat.connect()
     assert await first.hear() == joined("default", user)
     assert chat.who() == {"default": sorted({connecting["user"], user})}
-
-
-async def test_random_name_is_free_in_every_room(
-    chat: Chat, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    numbers = iter([1111, 1111, 1111, 2222])
-    monkeypatch.setattr(random, "randrange", lambda *_: next(numbers))
-    assert [(await chat.join(room="math")).user for _ in range(2)] == ["User1111", "User2222"]
 
 
 # /chat: requests

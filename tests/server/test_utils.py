@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import random
 from collections import defaultdict
 from types import SimpleNamespace
 from typing import Any
@@ -96,6 +97,13 @@ class Rooms(RuleBasedStateMachine):
 
 TestRooms = Rooms.TestCase
 TestRooms.settings = settings(max_examples=60, stateful_step_count=30, deadline=None, database=None)
+
+
+def test_random_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is free in every room, whatever its case."""
+    numbers = iter([1111, 1111, 2222])
+    monkeypatch.setattr(random, "randrange", lambda *_: next(numbers))
+    assert utils.pick_name({"user1111": {"math"}}) == "User2222"
 
 
 def test_encode() -> None:

@@ -160,21 +160,21 @@ class Member:
         self.user = connecting["user"]
         self.room = connecting["room"]
 
-    async def hear(self) -> Any:
+    async def receive(self) -> Any:
         """Return the next body from the server."""
         return await self.websocket.receive_json(timeout=TIMEOUT)
 
     async def ask(self, **body: Any) -> Any:
         """Send a request, return the next body: the answer, where nothing else was on its way."""
         await self.websocket.send_json(body)
-        return await self.hear()
+        return await self.receive()
 
     async def catch_up(self) -> list[Any]:
         """Return all that was on its way: what comes before the answer to a question asked now."""
         room = "a room that nobody is in"
         await self.websocket.send_json({"action": "user_list", "room": room})
         bodies = []
-        while (body := await self.hear()) != {
+        while (body := await self.receive()) != {
             "action": "user_list",
             "success": True,
             "room": room,
@@ -260,7 +260,7 @@ class RawClient:
                 size = int.from_bytes(await self.reader.readexactly(2 if size == 126 else 8))
             return first & 0x0F, await self.reader.readexactly(size)
 
-    async def hear(self) -> Any:
+    async def receive(self) -> Any:
         """Return the next body."""
         opcode, payload = await self.next_frame()
         assert opcode == 1

@@ -90,10 +90,10 @@ async def start_bot(url: URL) -> AsyncIterator[StartBot]:
 
     async def start(module: Any, nick: str, witness: Member) -> None:
         tasks.append(asyncio.create_task(module.main(str(url))))
-        body = await witness.hear()
+        body = await witness.receive()
         assert body == joined("math", body["user"])
         renamed = {"room": "math", "from_user": body["user"], "to_user": nick}
-        assert await witness.hear() == {"action": "nick_changed"} | renamed
+        assert await witness.receive() == {"action": "nick_changed"} | renamed
 
     yield start
     for task in tasks:

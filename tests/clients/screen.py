@@ -107,7 +107,7 @@ async def busy(member: Member, text: str = "Hello!") -> AsyncIterator[None]:
     try:
         async with asyncio.timeout(TIMEOUT):
             yield
-            while (body := await member.hear())["action"] != "left":
+            while (body := await member.receive())["action"] != "left":
                 pass
         assert body["shame"] is False
     finally:

@@ -52,7 +52,7 @@ async def test_takes_the_next_name_that_is_free(url: URL, join: Join, start_bot:
     await start_bot(math_client, "MathBot3", alice)
     await alice.ask(action="chat_message", message="What is 1 + 1?")
     await alice.ask(action="chat_message", message="1 + 1")
-    heard = [await alice.hear() for _ in range(2)]  # neither bot answers the other
+    heard = [await alice.receive() for _ in range(2)]  # neither bot answers the other
     assert sorted(body["user"] for body in heard) == ["MathBot2", "MathBot3"]
     assert {body["message"] for body in heard} == {"@Alice: 2"}
     assert await alice.catch_up() == []
@@ -65,7 +65,7 @@ async def test_prints_the_users_and_what_is_said(
     await start_bot(math_client, "MathBot", zoe)
     await zoe.ask(action="chat_message", message="\x1b[2J")
     await zoe.ask(action="chat_message", message="6 * 7")
-    assert await zoe.hear() == said("MathBot", "@Zoë: 42")
+    assert await zoe.receive() == said("MathBot", "@Zoë: 42")
     heading, *users, odd, question = capsys.readouterr().out.splitlines()
     assert heading == "In the room are:"
     assert set(users) == {r"  'Zo\xeb'", "  'MathBot'"}
@@ -77,7 +77,7 @@ async def test_prints_the_users_and_what_is_said(
 
 async def next_question(member: Member) -> str:
     """Return what the student asks next."""
-    body = await member.hear()
+    body = await member.receive()
     assert body == said("MathStudent", body["message"])
     assert re.fullmatch(r"[0-9]{1,2} [-+*/] [0-9]{1,2}", body["message"])
     return str(body["message"])
@@ -88,7 +88,7 @@ async def test_asks_what_the_other_bot_answers(url: URL, join: Join, start_bot: 
     await start_bot(math_client, "MathBot", alice)
     await start_bot(math_student, "MathStudent", alice)
     result = math_client.solve(await next_question(alice))
-    assert await alice.hear() == said("MathBot", f"@MathStudent: {result}")
+    assert await alice.receive() == said("MathBot", f"@MathStudent: {result}")
 
 
 async def test_asks_again_at_every_interval(
@@ -112,9 +112,9 @@ async def test_laughs_only_when_a_user_vanishes(url: URL, join: Join, start_bot:
     await bob.leave()
     await carol.ask(action="join_room", room="physics")
     zoe.vanish()
-    shames = [(body["user"], body["shame"]) for body in [await alice.hear() for _ in range(3)]]
+    shames = [(body["user"], body["shame"]) for body in [await alice.receive() for _ in range(3)]]
     assert sorted(shames) == [("Bob", False), ("Carol", False), ("Zoë", True)]
-    assert await alice.hear() == said("MathStudent", "Ha ha, Zoë left without a goodbye!")
+    assert await alice.receive() == said("MathStudent", "Ha ha, Zoë left without a goodbye!")
 
 
 @pytest.mark.parametrize("script", ["examples/math_student.py"])
@@ -122,4 +122,4 @@ async def test_does_not_share_its_name(url: URL, join: Join, run_script: RunScri
     other = await join(url.origin(), nick="MathStudent", room="math")
     refusal = "ConnectionError: The server refuses: Nickname is already in use"
     assert await run_script(str(url)) == refusal
-    assert [(await other.hear())["action"] for _ in range(2)] == ["joined", "left"]
+    assert [(await other.receive())["action"] for _ in range(2)] == ["joined", "left"]

@@ -94,7 +94,7 @@ async def test_start(url: URL, join: Join, start: Start) -> None:
     """It joins the room, then takes the nickname, then shows the users."""
     amy = await join(url.parent, "Amy", "math")
     screen = start(url, room="math", nick="Amy")
-    user = (await amy.hear())["user"]
+    user = (await amy.receive())["user"]
     refusal = "@ ! Nickname is already in use"
     rows = ["@ * You are now in math", refusal, f"@ * In math: Amy, {user}"]
     await screen.shows(*rows, f"math {user}>")
@@ -203,7 +203,7 @@ async def test_reconnect(aiohttp_server: Any, join: Join, start: Start, monkeypa
     await guest.shows(f"@ * In default: {prompt[8:-1]}", prompt)
     amy = await join(second.make_url("/"), "Amy", "math")
     await bob.type("\x04")
-    assert await amy.hear() == left("math", "Bobby", shame=False)
+    assert await amy.receive() == left("math", "Bobby", shame=False)
 
 
 # The screen and the keyboard
@@ -223,7 +223,7 @@ async def test_half_typed_line_survives(start_bob: StartBob, columns: int, rows:
     signal.raise_signal(signal.SIGWINCH)
     await bob.type("!", "math Bob> half type!d", cursor=20)
     await bob.type("\r", "@ Bob: half type!d", "math Bob>")
-    assert await amy.hear() == said("Bob", "half type!d")
+    assert await amy.receive() == said("Bob", "half type!d")
 
 
 async def test_editing(start_bob: StartBob) -> None:

@@ -239,15 +239,15 @@ async def test_proxy(
                 await connect("https://evil.example")
             for shame in (False, True):
                 bob = await connect(f"https://{name}")
-                assert await amy.hear() == joined("default", bob.user)
+                assert await amy.receive() == joined("default", bob.user)
                 if shame:
                     bob.vanish()
                 else:
                     await bob.leave()
-                assert await amy.hear() == left("default", bob.user, shame=shame)
+                assert await amy.receive() == left("default", bob.user, shame=shame)
             bob = await connect(f"https://{name}")
             await amy.leave()
-            assert await bob.hear() == left("default", amy.user, shame=False)
+            assert await bob.receive() == left("default", amy.user, shame=False)
             stopping = asyncio.create_task(asyncio.to_thread(server.stop))
             message = await bob.websocket.receive(timeout=TIMEOUT)
             assert (message.type, message.data) == (aiohttp.WSMsgType.CLOSE, 1001)

@@ -70,7 +70,7 @@ async def test_one_command(
         await member.catch_up()
     os.kill(int(killed.split("-")[-2]), signal.SIGKILL)
     for member in survivors:
-        vanished = [await member.hear() for _ in users[killed]]
+        vanished = [await member.receive() for _ in users[killed]]
         assert {body["user"] for body in vanished} == users[killed]
         assert all(body == left("default", body["user"], shame=True) for body in vanished)
     # The line of the new process, or that of the one that has removed the killed one, comes first.

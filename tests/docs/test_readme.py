@@ -162,7 +162,7 @@ async def test_server(start_script: StartScript, join: Join, tmp_path: Path) -> 
     shown, _ = await asyncio.wait_for(python.process.communicate(lines.encode()), TIMEOUT)
     assert b"{'echo': [1, 2]}" in shown
     assert b"WSMsgType.CLOSED" in shown
-    joined, *messages, _ = [await amy.hear() for _ in range(22)]
+    joined, *messages, _ = [await amy.receive() for _ in range(22)]
     assert messages == [said(joined["user"], "x")] * 20
 
     await amy.ask(action="join_room", room="math")
@@ -171,7 +171,7 @@ async def test_server(start_script: StartScript, join: Join, tmp_path: Path) -> 
     exit_code, output, errors = await client.end(b"hello\n")
     assert (exit_code, errors) == (0, "")
     assert "! This can't be done." in output
-    joined, message, _ = [await amy.hear() for _ in range(3)]
+    joined, message, _ = [await amy.receive() for _ in range(3)]
     assert message == said(joined["user"], "hello")
     server.process.kill()
     _, log = await server.process.communicate()
@@ -210,7 +210,7 @@ async def test_requests(url: URL, join: Join, sent: str, received: str, broadcas
     amy, bob = await join(url, "Amy", "math"), await join(url, "Bob", "math")
     await amy.catch_up()
     await bob.websocket.send_str(sent)
-    assert await bob.hear() == json.loads(received)
+    assert await bob.receive() == json.loads(received)
     assert await amy.catch_up() == ([json.loads(broadcast)] if broadcast else [])
     assert await bob.catch_up() == []
 
@@ -222,9 +222,9 @@ async def test_coming_and_going(url: URL, join: Join) -> None:
     (joined, _), (shame, _) = table("Amy receives")
     for leave, change in ((Member.vanish, {}), (Member.leave, {"shame": False})):
         bob = await join(url, "Bob", "math")
-        assert await amy.hear() == json.loads(joined)
+        assert await amy.receive() == json.loads(joined)
         await (leave(bob) or asyncio.sleep(0))
-        assert await amy.hear() == json.loads(shame) | change
+        assert await amy.receive() == json.loads(shame) | change
 
 
 # The task, and an action of your own
@@ -251,7 +251,7 @@ async def test_page(serve: Serve, join: Join, chromium: str) -> None:
     ):
         page = await browser.new_page()
         await page.goto(str(origin))
-        assert (await amy.hear())["action"] == "joined"
+        assert (await amy.receive())["action"] == "joined"
         await amy.ask(action="chat_message", message="hello")
         await page.get_by_text(f"{amy.user}: hello").wait_for()
         await page.keyboard.type("\n<b>hi\n")  # the empty line is not sent

@@ -58,11 +58,11 @@ async def test_restart(start_server: StartServer, join: Join, open_page: OpenPag
     await bob.is_connected("math", "Bobby")
     ann = await join(server.url, "Ann", "math")
     await bob.field("Message").press("Enter")
-    assert await ann.hear() == said("Bobby", "half a sentence")
+    assert await ann.receive() == said("Bobby", "half a sentence")
     # And when the Back button leads to it.
     event = "(name) => dispatchEvent(new PageTransitionEvent(name, { persisted: true }))"
     await bob.page.evaluate(event, "pagehide")
-    assert await ann.hear() == left("math", "Bobby", shame=False)
+    assert await ann.receive() == left("math", "Bobby", shame=False)
     await bob.page.evaluate(event, "pageshow")
     await bob.is_connected("math", "Bobby")
 

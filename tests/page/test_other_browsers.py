@@ -25,7 +25,7 @@ async def test_main_scenarios(
         await tab.sees("#users", "Bob (you)")
         await ann.catch_up()
         await tab.enter("Hello, Ann", "document.activeElement.blur()")  # typing anywhere will do
-        assert await ann.hear() == said("Bob", "Hello, Ann")
+        assert await ann.receive() == said("Bob", "Hello, Ann")
         await tab.sees(".own", "Hello, Ann")
         # White space once froze a tab of WebKit for minutes.
         await say(ann, "Hi, Bob!", " " * 60_000 + "x", "after it")

@@ -21,7 +21,7 @@ class Chat:
     async def connect(self, path: str = "/chat", **options: Any) -> tuple[RawClient, str]:
         """Return a bare client, and in /chat its user's name."""
         raw = await self.connect_raw(path, **options)
-        return raw, (await raw.hear())["user"] if path == "/chat" else ""
+        return raw, (await raw.receive())["user"] if path == "/chat" else ""
 
     def who(self) -> dict[str, list[str]]:
         """Return the shared dictionary, with names for the sockets."""
@@ -32,5 +32,5 @@ async def see_visit(witness: Member, user: str, *messages: str, shame: bool) -> 
     """See that a user came, said these messages and left, and that nothing else happened."""
     visit = [joined("default", user), *(said(user, message) for message in messages)]
     for body in [*visit, left("default", user, shame)]:
-        assert await witness.hear() == body
+        assert await witness.receive() == body
     assert await witness.catch_up() == []

@@ -45,7 +45,7 @@ async def respond(member: Member, **request: Any) -> tuple[Any, list[Any]]:
     """Send a request; return the response, and what was received before it."""
     await member.websocket.send_json(request)
     received = []
-    while "success" not in (body := await member.hear()):
+    while "success" not in (body := await member.receive()):
         received.append(body)
     return body, received
 
@@ -54,7 +54,7 @@ async def say(member: Member, text: str) -> None:
     assert (await respond(member, action="chat_message", message=text))[0]["success"]
 
 
-async def hear_end(member: Member) -> int | None:
+async def receive_end(member: Member) -> int | None:
     """Return the code with which the server closes the connection."""
     while (await member.websocket.receive(TIMEOUT)).type is aiohttp.WSMsgType.TEXT:
         pass

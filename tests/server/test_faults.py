@@ -51,7 +51,7 @@ async def test_member_that_stops_reading(
     server = start_server()
     members = [await join(server.url) for _ in range(4)]
     raw = await connect_raw(server.url, receive_buffer=4096)
-    user = (await raw.hear())["user"]
+    user = (await raw.receive())["user"]
     raw.stop_reading()
     for member in members:
         await member.catch_up()
@@ -169,7 +169,7 @@ async def test_members_come_and_go_at_random(server: Server, join: Join) -> None
                 {"action": "user_list", "room": member.room},
             ]
             await member.websocket.send_json(request := choose.choice(requests))
-            while "success" not in (response := await member.hear()):
+            while "success" not in (response := await member.receive()):
                 pass
             if "users" in response:
                 assert response["users"].count(member.user) == 1

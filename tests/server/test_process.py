@@ -146,7 +146,7 @@ async def test_log(
     await bob.ask(action="chat_message", message="secret \x1b[2J \ud800")
     await bob.leave()
     raw = await connect_raw(server.url)
-    user = (await raw.hear())["user"]
+    user = (await raw.receive())["user"]
     raw.vanish()
     await eventually(lambda: "without" in server.log)
     lines = [line.split(maxsplit=2)[2] for line in server.log.splitlines()]

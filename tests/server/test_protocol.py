@@ -49,12 +49,12 @@ async def test_echo(chat: Chat) -> None:
     raw, _ = await chat.connect("/echo")
     for opcode, text in [*((1, text) for text in BROKEN), (2, "1")]:
         raw.writer.write(raw.frame(opcode, text.encode()))
-        response = await raw.hear()
+        response = await raw.receive()
         assert response == {"error": response["error"]}
         assert len(response["error"].split()) > 3
     for text in JSON:
         raw.writer.write(raw.frame(1, text.encode()))
-        assert await raw.hear() == {"echo": json.loads(text)}
+        assert await raw.receive() == {"echo": json.loads(text)}
 
 
 async def test_message_in_parts_with_a_ping_between(chat: Chat) -> None:
@@ -63,7 +63,7 @@ async def test_message_in_parts_with_a_ping_between(chat: Chat) -> None:
         raw.frame(1, b'["a', first_bits=0) + raw.frame(9, b"are you there") + raw.frame(0, b'b"]')
     )
     assert await raw.next_frame() == (10, b"are you there")
-    assert await raw.hear() == {"echo": ["ab"]}
+    assert await raw.receive() == {"echo": ["ab"]}
 
 
 # /chat: connecting
@@ -71,11 +71,11 @@ async def test_message_in_parts_with_a_ping_between(chat: Chat) -> None:
 
 async def test_connecting(chat: Chat) -> None:
     first = await chat.connect_raw()
-    connecting = await first.hear()
+    connecting = await first.receive()
     assert connecting == {"action": "connecting", "room": "default", "user": connecting["user"]}
     assert re.fullmatch(r"User\d+", connecting["user"])
     _, user = await chat.connect()
-    assert await first.hear() == joined("default", user)
+    assert await first.receive() == joined("default", user)
     assert chat.who() == {"default": sorted({connecting["user"], user})}
 
 
@@ -149,7 +149,7 @@ async def test_response_comes_before_the_broadcasts_of_the_new_room(chat: Chat) 
         received = await bob.catch_up()
         assert received == [said("Amy", "again")] * len(received)
         await bob.websocket.send_json({"action": "join_room", "room": "math"})
-        while await bob.hear() != succeeded("join_room"):
+        while await bob.receive() != succeeded("join_room"):
             pass
         assert await bob.catch_up() == []
 
@@ -215,11 +215,11 @@ async def test_anything_else_is_refused(chat: Chat) -> None:
     await bob.catch_up()
     for action, text in bad_requests():
         await bob.websocket.send_str(text)
-        response = await bob.hear()
+        response = await bob.receive()
         assert response == refused(action, response["message"]), text[:99]
         assert len(response["message"].split()) > 3
     await bob.websocket.send_bytes(b'{"action": "set_nick", "nick": "x"}')
-    response = await bob.hear()
+    response = await bob.receive()
     assert response == refused(None, response["message"])
     assert await bob.catch_up() == await amy.catch_up() == []
     assert chat.who() == {"math": ["Amy", "Bob"]}
@@ -402,7 +402,7 @@ async def test_everybody_talks_at_once(chat: Chat) -> None:
         await member.websocket.send_json({"action": "chat_message", "message": next(messages)})
         received = list[str]()
         while len(received) < 500:
-            body = await member.hear()
+            body = await member.receive()
             received.append(body["message"])
             if "success" in body and (message := next(messages, None)):
                 await member.websocket.send_json({"action": "chat_message", "message": message})
@@ -419,15 +419,18 @@ async def test_too_much_at_once(chat: Chat, monkeypatch: pytest.MonkeyPatch) -> 
     """A client that sends too much waits for its next response; nobody else does."""
     clock = asyncio.get_running_loop().time
     bob, amy = await chat.join("Bob", "math"), await chat.join("Amy", "math")
-    assert await bob.hear() == joined("math", "Amy")
+    assert await bob.receive() == joined("math", "Amy")
     monkeypatch.setattr(utils, "MAX_RATE", 4 * utils.MIN_COST)
     start = clock()
     for message in ("x" * 2_000, "short", "last"):
         await bob.websocket.send_json({"action": "chat_message", "message": message})
     # The first 2,048 bytes are free. The short message counts 512: the last one waits 0.25 s.
-    assert [await amy.hear(), await amy.hear()] == [said("Bob", "x" * 2_000), said("Bob", "short")]
+    assert [await amy.receive(), await amy.receive()] == [
+        said("Bob", "x" * 2_000),
+        said("Bob", "short"),
+    ]
     assert await amy.ask(action="user_list", room="math") == listed("math", "Bob", "Amy")
-    assert await amy.hear() == said("Bob", "last")
+    assert await amy.receive() == said("Bob", "last")
     assert clock() - start > 0.24
 
 

@@ -14,7 +14,15 @@ import aiohttp
 import pytest
 
 from tests.helpers import TIMEOUT, Join, Member, StartScript, eventually, joined, left, said
-from tests.server.processes import Processes, hear_end, is_back, is_lost, join_again, respond, say
+from tests.server.processes import (
+    Processes,
+    receive_end,
+    is_back,
+    is_lost,
+    join_again,
+    respond,
+    say,
+)
 
 with contextlib.suppress(ImportError):  # the marker skips the test then
     from playwright.async_api import async_playwright, expect
@@ -88,10 +96,10 @@ async def test_one_order(processes: Processes, join: Join) -> None:
 async def test_bodies_that_lua_could_change(processes: Processes, join: Join) -> None:
     near, far = processes.start(2)
     amy, bob = await join(near.url, "Amy", '"users":{}'), await join(far.url, "Bob", '"users":{}')
-    assert await amy.hear() == joined(amy.room, "Bob")
+    assert await amy.receive() == joined(amy.room, "Bob")
     for text in ('"users":{}', "\ud800", "/\\\0\x7f", "{}", "1e5"):
         await say(bob, text)
-        assert await amy.hear() == said("Bob", text)
+        assert await amy.receive() == said("Bob", text)
     users, _ = await respond(amy, action="user_list", room=amy.room)
     assert (users["room"], sorted(users["users"])) == (amy.room, ["Amy", "Bob"])
 
@@ -117,7 +125,7 @@ async def test_member_pays_for_what_it_causes(
     monkeypatch.setattr(server_redis, "DELIVERY_RATE", 0.1)  # bytes a second
     for text in ("one", "two", "three"):
         await amy.websocket.send_json({"action": "chat_message", "message": text})
-    assert await bob.hear() == said("Amy", "one")
+    assert await bob.receive() == said("Amy", "one")
     received = [body for _ in range(20) for body in await bob.catch_up()]
     assert received in ([], [said("Amy", "two")])  # the price is known after the response
     amy.vanish()
@@ -163,10 +171,10 @@ async def test_processes_that_end(processes: Processes, join: Join) -> None:
     stopped.process.send_signal(signal.SIGSTOP)
     await members[stopped][0].websocket.send_json({"action": "chat_message", "message": "late"})
     ended.process.terminate()
-    ending = asyncio.gather(*map(hear_end, members[ended]))
+    ending = asyncio.gather(*map(receive_end, members[ended]))
     shame = {m.user: process is not ended for process in members for m in members[process]}
     for watcher in watchers:
-        received = [await watcher.hear() for _ in shame]
+        received = [await watcher.receive() for _ in shame]
         by_user = {body["user"]: body for body in received}
         assert by_user == {user: left("default", user, shame[user]) for user in shame}
         assert not any(body["shame"] for body in received[:20])  # nobody waits for those
@@ -176,7 +184,7 @@ async def test_processes_that_end(processes: Processes, join: Join) -> None:
         assert logs.count(f"Removed process {process.id()}: ") == 1
 
     stopped.process.send_signal(signal.SIGCONT)
-    assert set(await asyncio.gather(*map(hear_end, members[stopped]))) == {1012}
+    assert set(await asyncio.gather(*map(receive_end, members[stopped]))) == {1012}
     again = await join_again(join, stopped.url, members[stopped][0].user)
     await join(others[0].url, members[killed][0].user)
     await say(again, "back")
@@ -240,7 +248,7 @@ async def test_redis_that_fails(processes: Processes, join: Join, fault: str) ->
         elif fault != "flushed":
             processes.engine.terminate()
             stack.callback(processes.engine.start)
-        assert [await hear_end(member) for member in members] == [1012, 1012]
+        assert [await receive_end(member) for member in members] == [1012, 1012]
         if fault != "flushed":
             await asyncio.gather(*(is_lost(process, fault) for process in (near, far)))
     # Everybody can come again, on the other process, too: no ghost has kept a name.
@@ -269,14 +277,14 @@ async def test_process_that_loses_redis(processes: Processes, join: Join) -> Non
         before = {client["id"] for client in redis.client_list()}
         (far,) = processes.start(1)
         member = await join(far.url, room="math")
-        assert await watcher.hear() == joined("math", member.user)
+        assert await watcher.receive() == joined("math", member.user)
         while "WARNING Lost Redis: " not in far.log:
             for client in redis.client_list():
                 if client["id"] not in before:
                     redis.client_kill_filter(client["id"])
             await asyncio.sleep(0.1)
-    assert await hear_end(member) == 1012
-    assert await watcher.hear() == left("math", member.user, shame=False)
+    assert await receive_end(member) == 1012
+    assert await watcher.receive() == left("math", member.user, shame=False)
 
 
 async def test_process_that_was_removed(processes: Processes, join: Join) -> None:

@@ -109,7 +109,7 @@ async def test_flood(simple: Chat) -> None:
         raw.writer.write(raw.text(action="chat_message", message="x") * 400)
     speakers: list[str] = []
     while len(speakers) < 800:
-        if (body := await witness.hear())["action"] == "chat_message":
+        if (body := await witness.receive())["action"] == "chat_message":
             speakers.append(body["user"])
     assert max(len(list(run)) for _, run in itertools.groupby(speakers)) > 100
 

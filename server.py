@@ -95,8 +95,7 @@ def respond(user: User, message: WSMessage) -> dict[str, Any]:
 async def open_websocket(request: web.Request) -> AsyncIterator[ClientSocket]:
     """Open the WebSocket of a request; close it at the end, with 1001 if the view is cancelled.
 
-    Raise HTTPForbidden for a page of another site, and HTTPUpgradeRequired if the request is not
-    a WebSocket handshake.
+    Raise HTTPForbidden for a page of another site, HTTPUpgradeRequired without a handshake.
     """
     if "Origin" in request.headers:
         check_origin(request, request.headers["Origin"])

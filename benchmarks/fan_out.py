@@ -2,19 +2,17 @@
 
 All members of a full room take turns. With one talker, the next member sends a message as soon as
 the last one has its response; with 20 talkers, 20 messages are on their way at any time. These
-servers are measured in turn, each as a process of its own. Each encodes a broadcast once, not once
-per member.
+servers run in turn, each as a process of its own, and each encodes a broadcast only once:
 
 - server.py: the server of this project, or the ones that --servers names.
-- websockets: that library's own broadcast(), without compression, which server.py lacks, too.
+- websockets: that library's own broadcast(), without compression, because server.py has none.
 - floor: the bare event loop. It builds a frame once, writes it to each transport, and does nothing
   else. With many talkers, a server can be below it, because it can combine messages in one write.
 
-This process is the load generator. It reads for all members, and checks that each receives every
-message once, all in one order; the sender receives it as the response. CPU is the user and system
-time of the server's process for one delivery. The median and the 99th percentile are of the times
-from sending a message to its last delivery. Memory is what the process has grown by (resident), for
-each member after the first. In a tiny room, server.py's rate limit may slow the members down.
+This process is the load generator. It checks that each member receives every message once, all in
+one order; the sender receives it as the response. CPU is the user and system time of the server for
+one delivery. The median and the 99th percentile are of the times from sending a message to its last
+delivery. KiB is the growth of the server's memory for each member after the first.
 """
 
 import argparse
@@ -37,18 +35,16 @@ from pathlib import Path
 
 HOST = "127.0.0.1"
 TIMEOUT = 20.0  # seconds that the load generator waits for a frame
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
-HANDSHAKE = (
-    b"GET /chat HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
-    b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n"
-)
+HANDSHAKE = b"GET /chat HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+HANDSHAKE += b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n"
 NO_MASK = bytes(4)  # a mask of zeros is valid, and leaves the payload as it is
 TEXT = "does anybody know how many of us can talk in one room before it takes too long"
 HEAD = """
-| server     | talkers | CPU (us) | / floor | deliveries / s | median (ms) | 99 % (ms) |  KiB |
-| ---------- | ------: | -------: | ------: | -------------: | ----------: | --------: | ---: |"""
-ROW = "| {:10} | {:7} | {:8.2f} | {:7.2f} | {:14,.0f} | {:11.1f} | {:9.1f} | {:4.1f} |"
+| server     | talkers | CPU (us) | / floor | deliveries / s | median (ms) | 99 % (ms) |   KiB |
+| ---------- | ------: | -------: | ------: | -------------: | ----------: | --------: | ----: |"""
+ROW = "| {:10} | {:7} | {:8.2f} | {:7.2f} | {:14,.0f} | {:11.1f} | {:9.1f} | {:5.1f} |"
 
+Costs = dict[int, tuple[float, ...]]
 parse = functools.lru_cache(1000)(json.loads)  # nearly all members receive the same bytes
 
 
@@ -66,8 +62,7 @@ class Member:
         self.rest = b""  # the beginning of a frame whose end has not arrived yet
         self.socket = socket.create_connection((HOST, port), TIMEOUT)
         self.socket.sendall(HANDSHAKE)
-        # Without buffering, because a buffer would swallow the first frame.
-        with self.socket.makefile("rb", buffering=0) as reader:
+        with self.socket.makefile("rb", buffering=0) as reader:  # a buffer could swallow a frame
             while reader.readline().strip():
                 pass
         self.socket.settimeout(None)  # with a timeout, each read would take two system calls
@@ -105,7 +100,6 @@ class Room:
 
     def close(self) -> None:
         """Break all connections."""
-        self.epoll.close()
         for member in self.members.values():
             member.socket.close()
 
@@ -161,26 +155,21 @@ class Room:
 @contextmanager
 def running(name: str) -> Iterator[tuple[int, int]]:
     """Start a server, yield its process id and its port, and end it."""
-    options = ["--serve", name] if name in OTHERS else ["--host", HOST, "--port", "0"]
-    command = [sys.executable, __file__ if name in OTHERS else name, *options]
-    # A signal between here and `try` would leave the process running.
-    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    script = [__file__, "--serve", name] if name in OTHERS else [name, "--port", "0"]
+    command = [sys.executable, *script]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
         try:
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
             assert process.stdout
             if not (found := re.search(rb"http://[0-9.]+:(\d+)", process.stdout.readline())):
-                sys.exit(f"{name} does not start; `python {' '.join(command[1:])}` says why.")
+                sys.exit(f"{name} does not start; `python {' '.join(script)}` says why.")
             yield process.pid, int(found[1])
         finally:
             process.kill()  # an orderly shutdown would take seconds, and is not measured
 
 
-def measure(
-    name: str, members: int, talkers: list[int], messages: int
-) -> dict[int, tuple[float, ...]]:
+def measure(name: str, members: int, talkers: list[int], messages: int) -> Costs:
     """Return what a server costs for each number of talkers: a row's cells without the ratio."""
-    costs: dict[int, tuple[float, ...]] = {}
+    costs: Costs = {}
     with running(name) as (process_id, port), closing(Room()) as room:
         cpu_clock = ~process_id << 3 | 2  # how Linux numbers the CPU clocks of processes
         statm = Path(f"/proc/{process_id}/statm")  # its second number is the resident pages
@@ -194,9 +183,9 @@ def measure(
             start, cpu_start = time.perf_counter(), time.clock_gettime(cpu_clock)
             times = sorted(room.talk(count, messages))
             cpu, seconds = time.clock_gettime(cpu_clock) - cpu_start, time.perf_counter() - start
-            deliveries = messages * members
             memory = (int(statm.read_text().split()[1]) - pages_before) * page / (members - 1)
             median, slow = times[messages // 2] * 1e3, times[messages * 99 // 100] * 1e3
+            deliveries = messages * members
             costs[count] = (cpu / deliveries * 1e6, deliveries / seconds, median, slow, memory)
     return costs
 
@@ -218,8 +207,7 @@ def run(servers: list[str], members: int, talkers: list[int], messages: int, rou
             for count, costs in measure(name, members, talkers, messages).items():
                 cheapest[name, count] = min(costs, cheapest.get((name, count), costs))
     print(f"Members: {members:,}, messages: {messages:,}, rounds: {rounds} (the cheapest counts).")
-    print(f"With {', '.join(versions)}, Python {sys.version.split()[0]}.")
-    print(HEAD)
+    print(f"With {', '.join(versions)}, Python {sys.version.split()[0]}.\n{HEAD}")
     for (name, count), (cpu, *others) in cheapest.items():
         ratio = cpu / cheapest["floor", count][0]
         print(ROW.format(os.path.relpath(name), count, cpu, ratio, *others))
@@ -263,10 +251,10 @@ async def serve_floor() -> None:
         writer.write(b"HTTP/1.1 101 Switching Protocols\r\n\r\n")
         transports.add(writer.transport)
         while request:
-            response, news = map(str.encode, respond(request.partition(NO_MASK)[2]))
+            response, news = (frame(b.encode()) for b in respond(request.partition(NO_MASK)[2]))
             for transport in transports - {writer.transport}:
-                transport.write(frame(news))
-            writer.write(frame(response))
+                transport.write(news)
+            writer.write(response)
             request = await reader.read(1024)
 
     server = await asyncio.start_server(chat, HOST, 0)
@@ -277,49 +265,33 @@ async def serve_floor() -> None:
 OTHERS = {"websockets": serve_websockets, "floor": serve_floor}
 
 
-def positive(text: str) -> int:
-    """Return the number in an argument; raise ValueError, on which argparse names the argument."""
-    if (number := int(text)) < 1:
-        raise ValueError
-    return number
-
-
 def main() -> None:
     """Measure and report, or say in a sentence why that can't be done."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description="Measure what a delivered message costs.")
     ours = str(Path(__file__).parent.parent / "server.py")
-    helps = {
-        "members": (500, "members of the room"),
-        "messages": (500, "messages that they send in all"),
-        "rounds": (5, "rounds, of which the cheapest counts"),
-    }
-    for name, (default, text) in helps.items():
-        help_text = f"{text} (default: %(default)s)"
-        parser.add_argument(f"--{name}", default=default, type=positive, help=help_text)
-    parser.add_argument(
-        "--talkers", default=[1, 20], nargs="+", type=positive, help="default: 1 20"
-    )
     parser.add_argument("--servers", default=[ours], nargs="+", help="paths, to compare versions")
+    parser.add_argument("--members", default=500, type=int, help="default: %(default)s")
+    parser.add_argument("--talkers", default=[1, 20], nargs="+", type=int, help="default: 1 20")
+    parser.add_argument("--messages", default=500, type=int, help="default: %(default)s")
+    parser.add_argument("--rounds", default=5, type=int, help="default: %(default)s")
     parser.add_argument("--serve", choices=OTHERS, help="run one of the other servers (used here)")
     arguments = parser.parse_args()
-    if max(arguments.talkers) > (most := min(arguments.members - 1, arguments.messages)):
-        parser.error(f"argument --talkers: at most {most} of the members can talk at once.")
+    serve = vars(arguments).pop("serve")
+    most = min(arguments.members - 1, arguments.messages)
+    if not 1 <= min(arguments.talkers) <= max(arguments.talkers) <= most or arguments.rounds < 1:
+        parser.error(f"--talkers: from 1 to {most} of the members can talk, in 1 round or more.")
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends this as Ctrl+C does
     try:
-        if arguments.serve:
-            asyncio.run(OTHERS[arguments.serve]())
+        if serve:
+            asyncio.run(OTHERS[serve]())
         elif sys.platform != "linux":
             sys.exit("This needs Linux, which counts the CPU time and the memory of the servers.")
         else:
-            del arguments.serve
             run(**vars(arguments))
     except KeyboardInterrupt:
         sys.exit(130)
     except ModuleNotFoundError as error:
-        command = "uv run --group bench benchmarks/fan_out.py"
-        sys.exit(f"The package {error.name} is missing; `{command}` installs it.")
+        sys.exit(f"The package {error.name} is missing; `uv run --group bench ...` installs it.")
     except OSError as error:
         sys.exit(f"A server can't be measured: {error}.")
 

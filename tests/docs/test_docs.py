@@ -39,6 +39,9 @@ from tests.helpers import (
 
 Serve = Callable[[web.Application], Awaitable[URL]]
 
+# What the text shows starts many processes. So it is checked where the style is checked, too.
+pytestmark = pytest.mark.needs("lint")
+
 PATHS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("docs/*.md"))]
 TEXTS = {path.name: path.read_text() for path in PATHS}
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())

@@ -37,6 +37,9 @@ math_student: Any = importlib.import_module("examples.math_student")
 Serve = Callable[[web.Application], Awaitable[URL]]
 Run = Callable[..., Awaitable[Script]]
 
+# What the text shows starts many processes. So it is checked where the style is checked, too.
+pytestmark = pytest.mark.needs("lint")
+
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"^```(\S.*)\n((?:.*\n)*?)^```$", README, re.MULTILINE)
 

@@ -139,6 +139,7 @@ async def test_address_that_is_none(run_script: RunScript) -> None:
 
 
 @pytest.mark.needs("deploy")
+@pytest.mark.needs("lint")  # it starts many processes
 @pytest.mark.parametrize("script", [*SCRIPTS, "client.py"])
 async def test_tls(
     script: str, start_script: StartScript, aiohttp_server: AiohttpServer, tmp_path: Path

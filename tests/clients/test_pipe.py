@@ -12,6 +12,8 @@ from yarl import URL
 from tests.clients.screen import busy
 from tests.helpers import TIMEOUT, Join, StartScript, left, said
 
+# Each starts a process or two, which takes a second. They run where the style is checked, too.
+slow = pytest.mark.needs("lint")
 # IDLE's streams say that they are a terminal, but are not files.
 IDLE = """
 import runpy, sys
@@ -86,6 +88,7 @@ async def test_files(url: URL, start_script: StartScript, tmp_path: Path) -> Non
     assert (tmp_path / "out").read_text().splitlines() == shown
 
 
+@slow
 async def test_idle(url: URL, start_script: StartScript) -> None:
     script = await start_script("-c", IDLE, "--url", url, "--nick", "Bob")
     code, output, errors = await script.end(b"hello\n")
@@ -94,6 +97,7 @@ async def test_idle(url: URL, start_script: StartScript) -> None:
     assert shown == ["* You are now known as Bob", "* In default: Bob", "Bob: hello"]
 
 
+@slow
 @pytest.mark.parametrize("redirect", ["<&-", ">&-"])
 async def test_closed_streams(start_script: StartScript, redirect: str) -> None:
     script = await start_script("client.py", redirect=redirect)
@@ -101,6 +105,7 @@ async def test_closed_streams(start_script: StartScript, redirect: str) -> None:
     assert await script.end() == (1, "", sentence)
 
 
+@slow
 async def test_unusual_address(start_script: StartScript) -> None:
     """What a server sends is escaped in the sentence with which the client ends, too."""
 

@@ -308,7 +308,7 @@ async def test_close_frame_before_a_reset(chat: Chat) -> None:
 async def test_pings(chat: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
     """A client that responds to pings stays; one that does not leaves with shame."""
     witness = await chat.join()
-    monkeypatch.setattr(utils, "HEARTBEAT", 1.0)
+    monkeypatch.setattr(utils, "HEARTBEAT", 0.8)
     alive, _ = await chat.connect("/echo")
     dead, user = await chat.connect()
     leaving = asyncio.create_task(see_visit(witness, user, shame=True))

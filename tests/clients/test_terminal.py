@@ -72,12 +72,6 @@ def start_bob(url: URL, join: Join, start: Start) -> StartBob:
     return start_bob
 
 
-async def say(member: Member, text: str) -> None:
-    """Send a message, and ignore what others did meanwhile."""
-    await member.websocket.send_json({"action": "chat_message", "message": text})
-    await member.catch_up()
-
-
 async def end(screen: Screen) -> str:
     """Return the sentence with which the client ends by itself, an empty one if the user left."""
     await asyncio.wait([screen.chat], timeout=TIMEOUT)
@@ -114,7 +108,7 @@ async def test_notices_and_completion(url: URL, join: Join, start_bob: StartBob)
     await bob.type("hi @user\t", f"math Bob> hi @{carol.user}")
     await carol.ask(action="set_nick", nick="Anna")
     await bob.shows(f"@ * {carol.user} is now known as Anna", f"math Bob> hi @{carol.user}")
-    await say(carol, "hello")
+    await carol.say("hello")
     await bob.type("\x15a\t", "@ Anna: hello", "math Bob> a")
     for name in "Amy", "Anna", "a":  # as far as there is one way to go on, then one by one
         await bob.type("\t", "@ Anna: hello", f"math Bob> {name}")
@@ -216,7 +210,7 @@ async def test_half_typed_line_survives(start_bob: StartBob, columns: int, rows:
     await bob.type("half typed\x1b[D", "math Bob> half typed", cursor=19)
     texts = ["hi", "x" * 120, "日本語" * 20 + "!", "e\u0301" * 40 + "!", "\N{GRINNING FACE}" * 20]
     for text in [*texts, *map(str, range(10))]:
-        await say(amy, text)
+        await amy.say(text)
         await eventually(lambda text=text: text[-1] in bob.rows[-2])  # type: ignore[misc]
         await bob.shows("math Bob> half typed", cursor=19)
     bob.resize(columns + 1, rows)
@@ -272,11 +266,11 @@ async def test_text_from_others_is_text(start_bob: StartBob) -> None:
         return {re.sub("[0-9;]+", "", sequence) for sequence in found}
 
     amy, bob = await start_bob(rows=20)
-    await say(amy, "harmless")
+    await amy.say("harmless")
     await bob.shows("@ Amy: harmless", "math Bob>")
     expected = sequences()
     for text, shown in HOSTILE:
-        await say(amy, text)
+        await amy.say(text)
         await bob.shows(f"@ Amy: {shown}", "math Bob>")
     assert sequences() == expected
     assert not re.search(
@@ -289,7 +283,7 @@ async def test_colour(start_bob: StartBob) -> None:
     amy, bob = await start_bob()
     texts = ["hello, all", "bobby and kebob", "hello, BOB!", "hi @bob"]
     for text in texts:
-        await say(amy, text)
+        await amy.say(text)
     await bob.type("me\r", *(f"@ Amy: {text}" for text in texts), "@ Bob: me", "math Bob>")
     cells = [[bob.screen.buffer[row][column] for column in (6, 12)] for row in range(3, 8)]
     names, starts = [name.fg for name, _ in cells], [(text.fg, text.bold) for _, text in cells[:4]]

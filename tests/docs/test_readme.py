@@ -107,7 +107,7 @@ async def test_server_that_stops(
     amy = await join(server.url, "Amy", "garden")
     script = await run_client(step, URL(server.url))
     assert await script.line() == "You: 'Is anybody here?'\n"
-    await amy.websocket.send_json({"action": "chat_message", "message": "Yes!"})
+    await amy.send(action="chat_message", message="Yes!")
     while (line := await script.line()) != "Amy: 'Yes!'\n":
         assert line == "You: 'Is anybody here?'\n"
     await asyncio.to_thread(server.stop)

@@ -9,8 +9,6 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 from urllib.parse import quote
 
-from tests.helpers import Member
-
 with contextlib.suppress(ImportError):  # then the tests are skipped
     from playwright.async_api import Locator, Page, WebSocketRoute, expect
 
@@ -84,10 +82,3 @@ class ChatPage:
     def receive(self, **body: Any) -> None:
         """Let the page receive a body that the server has not sent."""
         self.sockets[-1][0].send(json.dumps(body))
-
-
-async def say(member: Member, *texts: str) -> None:
-    """Let a member send messages, and wait until the server has handled them."""
-    for text in texts:
-        await member.websocket.send_json({"action": "chat_message", "message": text})
-    await member.catch_up()

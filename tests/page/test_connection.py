@@ -11,7 +11,7 @@ import pytest
 
 from server import PAGE_HEADERS, STATIC
 from tests.helpers import Join, Server, StartServer, left, said
-from tests.page.helpers import RANDOM, ChatPage, OpenPage, say
+from tests.page.helpers import RANDOM, ChatPage, OpenPage
 
 with contextlib.suppress(ImportError):  # then the tests are skipped
     from playwright.async_api import Route, expect
@@ -113,7 +113,7 @@ async def test_odd_frames(server: Server, join: Join, open_page: OpenPage) -> No
     for action in ("whisper", "toString", None, 7):
         bob.receive(action=action, user="Eve", message="x")
     bob.receive(action="user_list", success=True, room="math", users=["Eve"])
-    await say(ann, "after it all")
+    await ann.say("after it all")
     await bob.enter("Message", "still here")
     await expect(bob.texts()).to_have_text(["You are Bob in math", "after it all", "still here"])
     await expect(bob.users).to_have_text(["Ann", "Bob (you)"])

@@ -11,7 +11,7 @@ import pytest
 
 from server import STATIC
 from tests.helpers import Join, Member, Server, StartServer
-from tests.page.helpers import RANDOM, ChatPage, OpenPage, say
+from tests.page.helpers import RANDOM, ChatPage, OpenPage
 
 with contextlib.suppress(ImportError):  # then the tests are skipped
     from playwright.async_api import Browser, expect
@@ -21,12 +21,12 @@ pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.needs("brow
 
 async def test_scrolling_back(bob: ChatPage, ann: Member) -> None:
     button = bob.button("New messages")
-    await say(ann, *(f"{number} {'word ' * number}" for number in range(40)))
+    await ann.say(*(f"{number} {'word ' * number}" for number in range(40)))
     await expect(bob.entries().last).to_be_in_viewport()
     await bob.page.set_viewport_size({"width": 360, "height": 400})  # as a phone's keyboard does
     await expect(bob.entries().last).to_be_in_viewport(ratio=0.5)
     top = await bob.scroll("log.scrollTop - 600")
-    await say(ann, "new")
+    await ann.say("new")
     await expect(button).to_be_visible()
     assert await bob.scroll("log.scrollTop") == top
     await button.press("Enter")
@@ -49,9 +49,9 @@ async def test_many_messages(server: Server, join: Join, bob: ChatPage, ann: Mem
         ".observe(log, { childList: true }); }"
     )
     for first, member in enumerate(crowd):
-        await say(member, *(f"number {number}" for number in range(first, 1200, 10)))
-    await asyncio.gather(*(say(member, *["x" * 20_000] * 2) for member in crowd))
-    await say(ann, "end")
+        await member.say(*(f"number {number}" for number in range(first, 1200, 10)))
+    await asyncio.gather(*(member.say(*["x" * 20_000] * 2) for member in crowd))
+    await ann.say("end")
     await expect(bob.texts().last).to_have_text("end")
     await expect(bob.entries()).to_have_count(1000)
     assert 1 < await bob.page.evaluate("most") <= 150  # or the page would stall meanwhile
@@ -63,7 +63,7 @@ async def test_many_messages(server: Server, join: Join, bob: ChatPage, ann: Mem
     await line.scroll_into_view_if_needed()
     await bob.scroll("log.scrollTop")
     before = await line.evaluate("e => e.getBoundingClientRect().y")
-    await say(ann, *["more"] * 200, "the end")
+    await ann.say(*["more"] * 200, "the end")
     await expect(bob.texts().last).to_have_text("the end")
     assert abs(before - await line.evaluate("e => e.getBoundingClientRect().y")) < 3
 
@@ -121,9 +121,9 @@ async def test_looks(start_server: StartServer, join: Join, open_page: OpenPage)
         outline = "e => e.tabIndex === 0 && getComputedStyle(e).outline.includes('solid 2px')"
         assert await stop.evaluate(outline)
     member = await join(server.url, "M" * 32, "R" * 32)
-    await say(member, "See https://a.example/", f"@{'W' * 32}", "x" * 3000 + " word" * 100)
+    await member.say("See https://a.example/", f"@{'W' * 32}", "x" * 3000 + " word" * 100)
     await chat.hide()
-    await say(member, "new")
+    await member.say("new")
     await chat.hide(False)
     await chat.enter("Message", "https://a.example/" + "W" * 200)
     await expect(chat.entries(".own")).to_be_in_viewport()

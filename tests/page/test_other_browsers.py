@@ -7,7 +7,6 @@ import pytest
 
 from tests.helpers import Join, StartServer, said
 from tests.page.browsers import firefox, webkit
-from tests.page.helpers import say
 
 pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.needs("browser")]
 
@@ -28,7 +27,7 @@ async def test_main_scenarios(
         assert await ann.receive() == said("Bob", "Hello, Ann")
         await tab.sees(".own", "Hello, Ann")
         # White space once froze a tab of WebKit for minutes.
-        await say(ann, "Hi, Bob!", " " * 60_000 + "x", "after it")
+        await ann.say("Hi, Bob!", " " * 60_000 + "x", "after it")
         await tab.sees("mark", "Bob")
         await tab.sees(".message:last-child", "after it")
         # A link leads to another room, and the form back.

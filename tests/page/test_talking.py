@@ -8,7 +8,7 @@ import re
 import pytest
 
 from tests.helpers import Join, Member, Server, joined, said
-from tests.page.helpers import RANDOM, ChatPage, OpenPage, say
+from tests.page.helpers import RANDOM, ChatPage, OpenPage
 
 with contextlib.suppress(ImportError):  # then the tests are skipped
     from playwright.async_api import expect
@@ -25,7 +25,7 @@ async def test_conversation(server: Server, join: Join, bob: ChatPage, ann: Memb
     await bob.page.keyboard.type("lines")
     await bob.button("Send").click()
     assert await ann.receive() == said("Bob", "two\nlines")
-    await say(ann, "line one\nline two")
+    await ann.say("line one\nline two")
     await expect(bob.texts(".own")).to_have_text(["Hello, Ann", "two\nlines"])
     assert "\nline two" in await bob.texts(".others").inner_text()
     heads = {".own": r"Bob \(you\)", ".others": "Ann", ".line": "You are Bob in math"}
@@ -53,7 +53,7 @@ async def test_text_stays_text(server: Server, join: Join, open_page: OpenPage) 
     texts = ["<script>alert(1)</script>", nick, "&lt; http://<b>x</b>", "half a pair: \ud800"]
     bob = await open_page(server.url, room, "Bob")
     member = await join(server.url, nick, room)
-    await say(member, *texts, "e" + "\u0301" * 10_000 + "nd")
+    await member.say(*texts, "e" + "\u0301" * 10_000 + "nd")
     await expect(bob.texts(".message")).to_have_count(5)
     # Thousands of accents on a letter would stall the page.
     assert await bob.texts(".message").all_text_contents() == [*texts, "e" + "\u0301" * 16 + "nd"]
@@ -81,7 +81,7 @@ async def test_links_and_mentions(bob: ChatPage, ann: Member) -> None:
         f"{one} Bob (1+1) " * 1000: [one, "Bob (1+1)"] * 25,
     }
     for text, found in messages.items():
-        await say(ann, text)
+        await ann.say(text)
         await expect(bob.texts(".message").last).to_have_text(text)
         assert await bob.texts().last.locator("a, mark").all_text_contents() == found
     safe = f"a[href='{one}'][target=_blank][rel='noopener noreferrer']"
@@ -104,13 +104,13 @@ async def test_groups(server: Server, join: Join, bob: ChatPage, ann: Member) ->
     await expect(notice).to_have_text("Ann joined; Carol left without a goodbye")
     assert await bob.page.evaluate("additions") <= 3
     # Messages in a row show one heading for five minutes.
-    await say(ann, "one", "two")
+    await ann.say("one", "two")
     await bob.enter("Message", "three")
     await expect(bob.entries(".own")).to_have_count(1)
-    await say(ann, "four")
+    await ann.say("four")
     await expect(bob.entries(".message")).to_have_count(4)
     await bob.page.evaluate("{ const now = Date.now() + 300_000; Date.now = () => now; }")
-    await say(ann, "five", "six")
+    await ann.say("five", "six")
     await expect(bob.entries(".message")).to_have_count(6)
     seen = "es => es.map((e) => getComputedStyle(e).clipPath === 'none')"
     shown = await bob.page.locator(".head").evaluate_all(seen)
@@ -185,7 +185,7 @@ async def test_keys_and_clicks(bob: ChatPage, ann: Member) -> None:
     )
     await bob.enter("Message", "next")
     assert await ann.receive() == said("Bob", "next")
-    await say(ann, *map(str, range(100)))
+    await ann.say(*map(str, range(100)))
     await expect(bob.texts().last).to_have_text("99")
     await expect(bob.entries().last).to_be_in_viewport()
     await keyboard.press("PageUp")
@@ -246,11 +246,11 @@ async def test_hidden_tab(server: Server, join: Join, open_page: OpenPage) -> No
     ann = await join(server.url, "Ann", "math")
     await bob.button("Notify me").click()
     await expect(bob.button("Notify me")).to_be_hidden()
-    await say(ann, "Bob, you see this")
+    await ann.say("Bob, you see this")
     await expect(bob.texts().last).to_have_text("Bob, you see this")
     await bob.hide()
     for text, counts in {"unseen": "1", "Hello, Bob!": "@1, 2", "more": "@1, 3"}.items():
-        await say(ann, text)
+        await ann.say(text)
         await expect(bob.page).to_have_title(f"({counts}) math - aiohttp chat")
     await expect(bob.entries(".line").last.locator(".text")).to_have_text("New since you left")
     await expect(bob.entries(".line").last.locator("+ *")).to_contain_text("unseen")
@@ -258,7 +258,7 @@ async def test_hidden_tab(server: Server, join: Join, open_page: OpenPage) -> No
     await bob.hide(False)
     await expect(bob.page).to_have_title("math - aiohttp chat")
     await bob.page.clock.set_system_time("2030-01-02 12:00:00")
-    await say(ann, "later")
+    await ann.say("later")
     await expect(bob.texts(".line").last).to_have_text(re.compile("^Wednesday,? 2 January 2030$"))
     time = bob.entries().last.locator("time")
     await expect(time).to_have_attribute("title", re.compile(r"2 January 2030, 12[:.]00"))

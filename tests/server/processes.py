@@ -43,7 +43,7 @@ class Processes:
 
 async def respond(member: Member, **request: Any) -> tuple[Any, list[Any]]:
     """Send a request; return the response, and what was received before it."""
-    await member.websocket.send_json(request)
+    await member.send(**request)
     received = []
     while "success" not in (body := await member.receive()):
         received.append(body)

@@ -61,7 +61,7 @@ async def test_member_that_stops_reading(
     async with asyncio.timeout(TIMEOUT):  # if anybody waited for it, this would never end
         while not all(left("default", user, shame=True) in bodies for bodies in received):
             speakers.append(members[len(speakers) % 4])
-            await speakers[-1].websocket.send_json({"action": "chat_message", "message": message})
+            await speakers[-1].send(action="chat_message", message=message)
             for member, bodies in zip(members, received, strict=True):
                 bodies += await member.catch_up()
     for member, bodies in zip(members, received, strict=True):
@@ -168,7 +168,7 @@ async def test_members_come_and_go_at_random(server: Server, join: Join) -> None
                 {"action": "chat_message", "message": "x" * choose.randrange(1, 2_000)},
                 {"action": "user_list", "room": member.room},
             ]
-            await member.websocket.send_json(request := choose.choice(requests))
+            await member.send(**(request := choose.choice(requests)))
             while "success" not in (response := await member.receive()):
                 pass
             if "users" in response:

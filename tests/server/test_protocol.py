@@ -11,28 +11,10 @@ from typing import Any
 import pytest
 
 import utils
-from tests.server.chat import Chat, see_visit
 from server import init_app
-from tests.helpers import (
-    HANDSHAKE,
-    TIMEOUT,
-    Member,
-    RawClient,
-    eventually,
-    joined,
-    left,
-    request,
-    said,
-    succeeded,
-)
-
-
-def refused(action: str | None, message: str) -> dict[str, Any]:
-    return {"action": action, "success": False, "message": message}
-
-
-def listed(room: str, *users: str) -> dict[str, Any]:
-    return {"action": "user_list", "success": True, "room": room, "users": list(users)}
+from tests.helpers import HANDSHAKE, TIMEOUT, Member, RawClient, eventually, request
+from tests.helpers import joined, left, listed, refused, said, succeeded
+from tests.server.chat import Chat, see_visit
 
 
 # /echo
@@ -144,11 +126,11 @@ async def test_response_comes_before_the_broadcasts_of_the_new_room(chat: Chat) 
     for _ in range(10):
         # Amy talks all the time while Bob joins.
         for _ in range(20):
-            await amy.websocket.send_json({"action": "chat_message", "message": "again"})
+            await amy.send(action="chat_message", message="again")
         assert await bob.ask(action="join_room", room="art") == succeeded("join_room")
         received = await bob.catch_up()
         assert received == [said("Amy", "again")] * len(received)
-        await bob.websocket.send_json({"action": "join_room", "room": "math"})
+        await bob.send(action="join_room", room="math")
         while await bob.receive() != succeeded("join_room"):
             pass
         assert await bob.catch_up() == []
@@ -332,7 +314,7 @@ async def test_nothing_follows_a_close_frame(chat: Chat, monkeypatch: pytest.Mon
     for number in range(200):
         if number == 100:
             raw.writer.write(raw.frame(3, b"reserved opcode"))
-        await speaker.websocket.send_json({"action": "chat_message", "message": "x"})
+        await speaker.send(action="chat_message", message="x")
     while (await raw.next_frame())[0] == 1:
         pass
     assert await asyncio.wait_for(raw.reader.read(), TIMEOUT) == b""
@@ -399,13 +381,13 @@ async def test_everybody_talks_at_once(chat: Chat) -> None:
     async def talk(member: Member) -> list[str]:
         """Send each message after the response to the last one; return all messages in order."""
         messages = iter([f"{number} of {member.user}" for number in range(25)])
-        await member.websocket.send_json({"action": "chat_message", "message": next(messages)})
+        await member.send(action="chat_message", message=next(messages))
         received = list[str]()
         while len(received) < 500:
             body = await member.receive()
             received.append(body["message"])
             if "success" in body and (message := next(messages, None)):
-                await member.websocket.send_json({"action": "chat_message", "message": message})
+                await member.send(action="chat_message", message=message)
         return received
 
     orders = await asyncio.gather(*map(talk, members))
@@ -423,7 +405,7 @@ async def test_too_much_at_once(chat: Chat, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(utils, "MAX_RATE", 4 * utils.MIN_COST)
     start = clock()
     for message in ("x" * 2_000, "short", "last"):
-        await bob.websocket.send_json({"action": "chat_message", "message": message})
+        await bob.send(action="chat_message", message=message)
     # The first 2,048 bytes are free. The short message counts 512: the last one waits 0.25 s.
     assert [await amy.receive(), await amy.receive()] == [
         said("Bob", "x" * 2_000),

@@ -124,7 +124,7 @@ async def test_member_pays_for_what_it_causes(
     amy, bob = await join(url, "Amy", "pay"), await join(url, "Bob", "pay")
     monkeypatch.setattr(server_redis, "DELIVERY_RATE", 0.1)  # bytes a second
     for text in ("one", "two", "three"):
-        await amy.websocket.send_json({"action": "chat_message", "message": text})
+        await amy.send(action="chat_message", message=text)
     assert await bob.receive() == said("Amy", "one")
     received = [body for _ in range(20) for body in await bob.catch_up()]
     assert received in ([], [said("Amy", "two")])  # the price is known after the response
@@ -169,7 +169,7 @@ async def test_processes_that_end(processes: Processes, join: Join) -> None:
     killed.process.kill()
     killed.process.wait()
     stopped.process.send_signal(signal.SIGSTOP)
-    await members[stopped][0].websocket.send_json({"action": "chat_message", "message": "late"})
+    await members[stopped][0].send(action="chat_message", message="late")
     ended.process.terminate()
     ending = asyncio.gather(*map(receive_end, members[ended]))
     shame = {m.user: process is not ended for process in members for m in members[process]}

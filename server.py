@@ -3,7 +3,6 @@
 import argparse
 import asyncio
 import contextlib
-import functools
 import logging
 import re
 import socket
@@ -14,13 +13,12 @@ from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from aiohttp import WSCloseCode, WSMessage, web
 from aiohttp.typedefs import Handler
 
 from utils import MAX_READ, NAMES, ClientSocket, InvalidRequest, User
-from utils import check_name, encode, logger, read_json, receive
+from utils import check_name, encode, logger, read_json, receive, send
 
 STATIC = Path(__file__).parent / "static"
 PAGE_HEADERS = {
@@ -45,7 +43,7 @@ async def ws_echo(request: web.Request) -> web.WebSocketResponse:
                 response = {"echo": read_json(message)}
             except InvalidRequest as error:
                 response = {"error": str(error)}
-            websocket.send(encode(response))
+            send(encode(response), [websocket])
     return websocket
 
 
@@ -53,12 +51,12 @@ async def ws_chat(request: web.Request) -> web.WebSocketResponse:
     """Let a client chat, as a user who is in one room at a time."""
     async with open_websocket(request) as websocket:
         user = User(request.app, websocket)
-        websocket.send(encode({"action": "connecting", "room": user.room, "user": user.name}))
+        send(encode({"action": "connecting", "room": user.room, "user": user.name}), [websocket])
         try:
             user.enter()
             logger.info("%s connected", user)
             async for message in receive(websocket):
-                websocket.send(encode(respond(user, message)))
+                send(encode(respond(user, message)), [websocket])
         finally:
             user.leave(shame=websocket.vanished)
             end = " without a close frame" if websocket.vanished else ""
@@ -142,10 +140,7 @@ async def shutdown(app: web.Application) -> None:
 async def init_app(
     argv: Sequence[str] = (), chat: Handler = ws_chat, health: Handler = serve_health
 ) -> web.Application:
-    """Return the app; argv holds options, as `python -m aiohttp.web` passes them.
-
-    chat and health are the views of /chat and /health.
-    """
+    """Return the app; argv holds options, as `python -m aiohttp.web` passes them."""
     app = web.Application()
     with warnings.catch_warnings(action="ignore", category=web.NotAppKeyWarning):
         app["websockets"] = defaultdict(dict)
@@ -167,29 +162,22 @@ PRIVATE_NAME = re.compile(r"\[.*\]|[\d.]+|[^.]*|.+\.(localhost|local|lan|interna
 
 
 def check_origin(request: web.Request, origin: str) -> None:
-    """Raise HTTPForbidden for a page of another site: it could chat as whoever has it open.
+    """Raise HTTPForbidden for a page of another site: it could chat in the name of its reader.
 
     It is not enough that a page's Origin names this Host, because an attacker can point a name of
     their own at this machine (DNS rebinding).
     """
-    allowed, host = request.app[OPTIONS].allow_origin, request.host.lower()
+    allowed = [site.lower().rstrip("/") for site in request.app[OPTIONS].allow_origin]
+    host = request.host.lower()
     name = re.sub(r":\d*$", "", host).removesuffix(".")
-    own_names = {socket.gethostname().lower(), *(urlsplit(site).hostname for site in allowed)}
-    is_own_name = name in own_names or PRIVATE_NAME.fullmatch(name)
-    own = (f"http://{host.removesuffix(':80')}", f"https://{host.removesuffix(':443')}")
-    if origin.lower() not in allowed and not (is_own_name and origin.lower() in own):
+    own_names = {socket.gethostname().lower(), *(re.split("[:/]+", site)[1] for site in allowed)}
+    own = f"http://{host.removesuffix(':80')}", f"https://{host.removesuffix(':443')}"
+    is_own = origin.lower() in own and (name in own_names or PRIVATE_NAME.fullmatch(name))
+    if not is_own and origin.lower() not in allowed:
         shown = origin.encode(errors="replace").decode()[:100]
-        logger.info("Refused a page of %r; --allow-origin %r allows it", shown, shown)
-        text = f"Pages of {shown} may not connect. To allow them, start the server with "
-        raise web.HTTPForbidden(text=f"{text}--allow-origin {shown}")
-
-
-def origin(text: str) -> str:
-    """Return an origin as browsers send it; raise ValueError if the text is not one."""
-    site = text.lower().removesuffix("/")
-    if not re.fullmatch(r"https?://[^/]+", site) or not urlsplit(site).hostname:
-        raise ValueError
-    return site
+        text = f"To let pages of {shown} connect, start the server with --allow-origin {shown}"
+        logger.info("Refused a page. %r", text)
+        raise web.HTTPForbidden(text=text)
 
 
 def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
@@ -199,12 +187,15 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--port", default=8080, type=int, help="default: %(default)s")
     parser.add_argument("--verbose", action="store_true", help="log what users say, too")
     sites = "let the pages of a site connect, such as https://example.org (may be repeated)"
-    parser.add_argument("--allow-origin", type=origin, default=[], action="append", help=sites)
-    return parser.parse_args(argv)
+    parser.add_argument("--allow-origin", default=[], action="append", help=sites)
+    options = parser.parse_args(argv)
+    if not all(re.match("(?i)https?://[^/]", site) for site in options.allow_origin):
+        parser.error("an origin begins with http:// or https://")
+    return options
 
 
 class LogFilter(logging.Filter):
-    """Cuts errors to one line that strangers cause in other code, and drops repeated ones."""
+    """Cuts an error that strangers cause in other code to one line, and drops it if it repeats."""
 
     last = ""
 
@@ -212,9 +203,9 @@ class LogFilter(logging.Filter):
         error = record.exc_info and record.exc_info[1]
         frames = traceback.walk_tb(error.__traceback__) if error else ()
         modules = {frame.f_globals["__name__"] for frame, _ in frames}
-        if not error or not modules.isdisjoint({"__main__", "server", "utils"}):
+        if not error or modules & {"__main__", "server", "utils"}:
             return True
-        line, self.last = self.last, " ".join(f"{record.getMessage()}: {error}".split())[:300]
+        line, self.last = self.last, f"{record.getMessage()}: {error!r}"[:300]
         record.msg, record.args, record.exc_info = self.last, None, None
         return line != self.last
 
@@ -226,9 +217,9 @@ def main(init_app: Callable[..., Coroutine[Any, Any, web.Application]] = init_ap
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     logging.getLogger().handlers[0].addFilter(LogFilter())
     logger.setLevel(logging.DEBUG if app[OPTIONS].verbose else logging.INFO)
-    show = functools.partial(print, flush=True)  # a pipe would get it only at the end
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # in a pipe, too
     try:  # at the shutdown, running page downloads get half a second
-        web.run_app(app, host=host, port=port, access_log=None, shutdown_timeout=0.5, print=show)
+        web.run_app(app, host=host, port=port, access_log=None, shutdown_timeout=0.5)
     except (OSError, OverflowError, UnicodeError) as error:
         sys.exit(f"Cannot listen on --host {host} --port {port}: {str(error).rstrip('.')}.")
 

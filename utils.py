@@ -13,7 +13,7 @@ import struct
 import time
 import unicodedata
 from collections import defaultdict
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Iterable
 from typing import Any, cast
 
 from aiohttp import WSMessage, WSMsgType, web
@@ -42,9 +42,6 @@ class InvalidRequest(Exception):
     """A request that is refused. The text is a sentence that tells the client why."""
 
 
-# The rooms
-
-
 class User:
     """A client that chats: `rooms[room][name]` is its WebSocket from enter() to leave()."""
 
@@ -53,7 +50,9 @@ class User:
         self.names = app[NAMES]
         self.websocket = websocket
         self.room = "default"
-        self.name = pick_name(self.names)
+        self.name = ""
+        while canonical_name(self.name) in self.names or not self.name:  # free in every room
+            self.name = f"User{random.randrange(1000, 1_000_000)}"
 
     def __str__(self) -> str:
         return f"{self.name!r} in {self.room!r}"
@@ -70,7 +69,7 @@ class User:
 
     def change_room(self, room: str) -> None:
         """Go to another room; raise InvalidRequest if the user's name is taken there."""
-        if room in self.names.get(canonical_name(self.name), ()):
+        if room in self.names[canonical_name(self.name)]:
             raise InvalidRequest("Name already in use in this room.")
         logger.info("%s goes to %r", self, room)
         self.leave()
@@ -105,8 +104,8 @@ class User:
     def broadcast(self, action: str, **fields: object) -> None:
         """Send a broadcast to the others in the room.
 
-        asyncio switches tasks only at an `await`, and a User has none. So a change and its
-        broadcast are one step, and all members receive all broadcasts in the same order.
+        No method of a User waits. So a change and its broadcast are one step for asyncio, and all
+        members receive all broadcasts in the same order.
         """
         room = self.rooms.get(self.room, {})
         others = [websocket for websocket in room.values() if websocket is not self.websocket]
@@ -126,17 +125,6 @@ def canonical_name(name: str) -> str:
     return unicodedata.normalize("NFKC", name).casefold()
 
 
-def pick_name(names: Mapping[str, object]) -> str:
-    """Return a random name that is free in every room, so that a newcomer can join any of them."""
-    while True:
-        name = f"User{random.randrange(1000, 1_000_000)}"
-        if canonical_name(name) not in names:
-            return name
-
-
-# What clients send
-
-
 async def receive(websocket: "ClientSocket") -> AsyncIterator[WSMessage]:
     """Yield the text and binary messages of a client until it disconnects, and answer its pings.
 
@@ -149,7 +137,7 @@ async def receive(websocket: "ClientSocket") -> AsyncIterator[WSMessage]:
         if message.type in (WSMsgType.TEXT, WSMsgType.BINARY):
             yield message
         elif message.type is WSMsgType.PING:
-            websocket.send(frame(data, WSMsgType.PONG))
+            send(frame(data, WSMsgType.PONG), [websocket])
         websocket.pay(max(len(data), MIN_COST) / MAX_RATE)
         # Even a sleep of no time is needed: `async for` does not pause while messages are waiting.
         await asyncio.sleep(websocket.paid_until - time.monotonic())
@@ -208,8 +196,7 @@ def send(data: bytes, websockets: Iterable["ClientSocket"]) -> None:
 def flush(websockets: list["ClientSocket"]) -> None:
     """Write some outboxes now, and the others in the next iterations of the event loop.
 
-    So nobody waits until a large room is written to. What many members of a busy room have said
-    gathers in an outbox, and is one write.
+    What many members of a busy room have said gathers in an outbox, and is one write.
     """
     for websocket in websockets[:MAX_WRITES]:
         try:
@@ -245,11 +232,6 @@ class ClientSocket(web.WebSocketResponse):
     def pay(self, seconds: float) -> None:
         """Let the client wait before its next message, after a burst of one second."""
         self.paid_until = max(self.paid_until, time.monotonic() - 1) + seconds
-
-    def send(self, data: bytes) -> None:
-        """Write a frame now, after what is in the outbox."""
-        self.outbox.append(data)
-        self.write_outbox()
 
     def write_outbox(self) -> None:
         """Write the outbox to the transport, which buffers what the network cannot take yet."""

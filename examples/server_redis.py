@@ -96,7 +96,7 @@ class Process:
                     raise InvalidRequest("A request is a JSON object with an action.")
         except InvalidRequest as error:
             body = {"action": action, "success": False, "message": str(error)}
-            member.websocket.send(encode(body))
+            send(encode(body), [member.websocket])
 
     async def request(self, member: Member, *arguments: str) -> None:
         """Send a member's request to Redis, and wait until the log has brought the response."""
@@ -209,7 +209,7 @@ class Process:
             self.unregister(member)
             member.room, member.name = room, name
             self.rooms[room][name] = member.websocket
-            member.websocket.send(frame(response.encode(errors="backslashreplace")))
+            send(frame(response.encode(errors="backslashreplace")), [member.websocket])
             member.responded.set()
         if broadcast and room in self.rooms:
             others = [websocket for user, websocket in self.rooms[room].items() if user != name]

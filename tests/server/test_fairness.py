@@ -8,7 +8,7 @@ import pytest
 
 import utils
 from server import init_app
-from tests.helpers import ConnectRaw, Join, RawClient, eventually, succeeded
+from tests.helpers import ConnectRaw, Join, RawClient, eventually
 
 
 @pytest.mark.parametrize(
@@ -34,8 +34,7 @@ async def test_request_is_paid_for_by_its_deliveries(
     assert account.paid_until > time.monotonic() + 90
     waiting = asyncio.create_task(bob.ask(action="user_list", room="empty"))
     await amy.catch_up()
-    monkeypatch.undo()
-    assert await amy.ask(action="chat_message", message="x") == succeeded("chat_message", "x")
+    assert await amy.catch_up() == []
     assert not waiting.done()
     waiting.cancel()
 

@@ -103,7 +103,8 @@ def test_random_name(monkeypatch: pytest.MonkeyPatch) -> None:
     """It is free in every room, whatever its case."""
     numbers = iter([1111, 1111, 2222])
     monkeypatch.setattr(random, "randrange", lambda *_: next(numbers))
-    assert utils.pick_name({"user1111": {"math"}}) == "User2222"
+    app: Any = {"websockets": {}, utils.NAMES: {"user1111": {"math"}}}
+    assert User(app, Mock()).name == "User2222"
 
 
 def test_encode() -> None:

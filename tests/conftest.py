@@ -8,7 +8,6 @@ import shutil
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -28,10 +27,8 @@ def start_server(tmp_path: Path) -> Iterator[StartServer]:
     """Start servers with `start_server(*options, port=0, files=60)`, until the test ends."""
     servers: list[Server] = []
 
-    def start(*options: str, port: int = 0, files: int | None = None) -> Server:
-        servers.append(
-            Server(tmp_path / f"server{len(servers)}.log", *options, port=port, files=files)
-        )
+    def start(*options: str, **settings: Any) -> Server:
+        servers.append(Server(tmp_path / f"server{len(servers)}.log", *options, **settings))
         return servers[-1]
 
     yield start
@@ -41,32 +38,20 @@ def start_server(tmp_path: Path) -> Iterator[StartServer]:
 
 
 @pytest.fixture(scope="session")
-def running_server() -> Iterator[list[Server]]:
-    """The server process of the tests that share one, if it is running."""
-    servers: list[Server] = []
-    yield servers
-    for server in servers:
-        server.stop()
+def shared_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server process for all tests that do not stop it, because starting one takes long."""
+    server = Server(tmp_path_factory.mktemp("server") / "log")
+    yield server
+    server.stop()
 
 
 @pytest.fixture
-def server(
-    running_server: list[Server], tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Server]:
-    """A server process with nobody in it. Tests share it, because starting one takes long."""
-    if not running_server:
-        running_server.append(Server(tmp_path_factory.mktemp("server") / "log"))
-    (server,) = running_server
-    server.read_before += len(server.log)
-    yield server
-    if server.process.returncode is None:
-        deadline = time.monotonic() + TIMEOUT
-        while not server.is_empty() and time.monotonic() < deadline:
-            time.sleep(0.01)
-        assert server.is_empty(), server.log
-        assert not UNWANTED.search(server.log), server.log
-    else:
-        running_server.clear()  # the test has stopped it
+def server(shared_server: Server) -> Iterator[Server]:
+    """The shared server, with nobody in it. Whatever happens to it, it logs no error."""
+    shared_server.read_before += len(shared_server.log)
+    yield shared_server
+    shared_server.wait_until_empty()
+    assert not UNWANTED.search(shared_server.log), shared_server.log
 
 
 @pytest.fixture
@@ -111,11 +96,7 @@ def chromium() -> str:
     """Where this machine has a Chromium or Chrome."""
     commands = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
     path = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, commands)), None)
-    if path is None:
-        pytest.skip(
-            "There is no Chromium here; or else, set the environment variable CHROMIUM to its path."
-        )
-    return path
+    return path or pytest.skip("There is no Chromium here, nor at the path in $CHROMIUM.")
 
 
 @pytest.fixture
@@ -181,14 +162,9 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
         config.option.numprocesses, config.option.maxprocesses = "auto", 4
 
 
-def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--no-skips", action="store_true", help="count a skipped test as a failure")
-
-
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line(
-        "markers", "needs(group): skip the test where packages or programs of a group are missing"
-    )
+    mark = "needs(group): skip the test where packages or programs of a group are missing"
+    config.addinivalue_line("markers", mark)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
@@ -198,11 +174,3 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
             pytest.skip(f"it needs {', '.join(missing)}")
         if not all(map(importlib.util.find_spec, PACKAGES.get(group, ()))):
             pytest.skip(f"it needs `uv run --group {group} pytest`")
-
-
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(item: pytest.Item) -> Any:
-    report = yield
-    if report.skipped and item.config.getoption("--no-skips") and not hasattr(report, "wasxfail"):
-        report.outcome = "failed"
-    return report

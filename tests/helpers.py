@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -68,10 +69,12 @@ class Server:
         """What it has logged since the test began."""
         return self.log_path.read_text()[self.read_before :]
 
-    def is_empty(self) -> bool:
-        """Return whether, by the log, all users who have connected have disconnected."""
-        log = self.log_path.read_text()
-        return log.count(" connected\n") == log.count(" disconnected")
+    def wait_until_empty(self) -> None:
+        """Wait until, by the log, all users who have connected have disconnected."""
+        deadline = time.monotonic() + TIMEOUT
+        while self.log.count(" connected\n") != self.log.count(" disconnected"):
+            assert time.monotonic() < deadline, self.log
+            time.sleep(0.01)
 
     def stop(self, signal_number: int = signal.SIGTERM) -> None:
         """End the process as an operator would, and see that it leaves nothing behind."""
@@ -238,16 +241,16 @@ class RawClient:
         self.writer = writer
 
     @staticmethod
-    def frame(opcode: int, payload: bytes, *, first_bits: int = 0x80, masked: bool = True) -> bytes:
-        """Return a frame; a mask of zeros leaves the payload readable."""
+    def frame(opcode: int, payload: bytes, first_bits: int = 0x80) -> bytes:
+        """Return a frame, masked with zeros, which leave the payload readable."""
         size = len(payload)
         if size < 126:
-            length = bytes([size | masked << 7])
+            length = bytes([0x80 | size])
         elif size < 65536:
-            length = bytes([126 | masked << 7]) + size.to_bytes(2)
+            length = bytes([0x80 | 126]) + size.to_bytes(2)
         else:
-            length = bytes([127 | masked << 7]) + size.to_bytes(8)
-        return bytes([first_bits | opcode]) + length + (bytes(4) if masked else b"") + payload
+            length = bytes([0x80 | 127]) + size.to_bytes(8)
+        return bytes([first_bits | opcode]) + length + bytes(4) + payload
 
     @classmethod
     def text(cls, **body: Any) -> bytes:

@@ -8,7 +8,7 @@ import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -18,8 +18,8 @@ from aiohttp import web
 from yarl import URL
 
 from tests.helpers import HANDSHAKE, PACKAGES, PROGRAMS, ROOT, TIMEOUT, UNWANTED, WARNINGS
-from tests.helpers import ConnectRaw, Join, RawClient, Script, Server, StartScript, StartServer
-from tests.helpers import members, request, run_engine
+from tests.helpers import ConnectRaw, Join, RawClient, Script, Serve, Server, StartScript
+from tests.helpers import StartServer, members, request, run_engine
 
 
 @pytest.fixture
@@ -100,7 +100,7 @@ def chromium() -> str:
 
 
 @pytest.fixture
-async def serve() -> AsyncIterator[Callable[[web.Application], Awaitable[URL]]]:
+async def serve() -> AsyncIterator[Serve]:
     """Serve apps in this process with `url = await serve(app)`, as `python server.py` does.
 
     aiohttp's own test server cancels a view as soon as its client hangs up.
@@ -160,11 +160,6 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
     is_whole = config.args_source is pytest.Config.ArgsSource.TESTPATHS
     if is_whole and not hasattr(config, "workerinput") and config.option.numprocesses is None:
         config.option.numprocesses, config.option.maxprocesses = "auto", 4
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    mark = "needs(group): skip the test where packages or programs of a group are missing"
-    config.addinivalue_line("markers", mark)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

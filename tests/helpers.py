@@ -6,7 +6,6 @@ import importlib.util
 import json
 import os
 import re
-import signal
 import socket
 import subprocess
 import sys
@@ -17,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+from aiohttp import web
+from yarl import URL
 
 ROOT = Path(__file__).parent.parent
 # Generous: a test waits for what it expects, and only a broken one waits this long.
@@ -35,6 +36,7 @@ UNWANTED = re.compile("Traceback|Unclosed|never retrieved|destroyed|Exception ig
 WARNINGS = [f"-Werror:::{module}" for module in ("__main__", "server", "utils")]
 
 StartServer = Callable[..., "Server"]
+Serve = Callable[[web.Application], Awaitable[URL]]
 StartScript = Callable[..., Awaitable["Script"]]
 Join = Callable[..., Awaitable["Member"]]
 ConnectRaw = Callable[..., Awaitable["RawClient"]]
@@ -76,10 +78,9 @@ class Server:
             assert time.monotonic() < deadline, self.log
             time.sleep(0.01)
 
-    def stop(self, signal_number: int = signal.SIGTERM) -> None:
+    def stop(self) -> None:
         """End the process as an operator would, and see that it leaves nothing behind."""
-        if self.process.poll() is None:
-            self.process.send_signal(signal_number)
+        self.process.terminate()
         try:
             assert self.process.wait(TIMEOUT) == 0, self.log
         finally:

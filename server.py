@@ -17,7 +17,7 @@ from typing import Any
 from aiohttp import WSCloseCode, WSMessage, web
 from aiohttp.typedefs import Handler
 
-from utils import MAX_READ, ClientSocket, InvalidRequest, User
+from utils import MAX_READ, NAMES, ClientSocket, InvalidRequest, User
 from utils import check_name, encode, logger, read_json, receive, send
 
 STATIC = Path(__file__).parent / "static"
@@ -50,7 +50,7 @@ async def ws_echo(request: web.Request) -> web.WebSocketResponse:
 async def ws_chat(request: web.Request) -> web.WebSocketResponse:
     """Let a client chat, as a user who is in one room at a time."""
     async with open_websocket(request) as websocket:
-        user = User(request.app["websockets"], websocket)
+        user = User(request.app, websocket)
         send(encode({"action": "connecting", "room": user.room, "user": user.name}), [websocket])
         try:
             user.enter()
@@ -144,6 +144,7 @@ async def init_app(
     app = web.Application()
     with warnings.catch_warnings(action="ignore", category=web.NotAppKeyWarning):
         app["websockets"] = defaultdict(dict)
+    app[NAMES] = defaultdict[str, set[str]](set)
     app[OPTIONS] = parse_arguments(argv)
     app[VIEWS] = set()
     for path, view in (("/echo", ws_echo), ("/chat", chat), ("/health", health)):

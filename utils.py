@@ -33,7 +33,7 @@ CLOSE_TIMEOUT = 2.0  # seconds for a client to respond to a close frame
 INVISIBLE = "\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0"
 INVISIBLE += "\U00013441\U00013442\U00016fe4\U0001d159\U000e0100-\U000e01ef"
 
-Rooms = defaultdict[str, dict[str, "ClientSocket"]]
+NAMES = web.AppKey("names", defaultdict[str, set[str]])  # canonical name -> rooms where it is taken
 
 logger = logging.getLogger("chat")
 
@@ -45,30 +45,31 @@ class InvalidRequest(Exception):
 class User:
     """A client that chats: `rooms[room][name]` is its WebSocket from enter() to leave()."""
 
-    def __init__(self, rooms: Rooms, websocket: "ClientSocket") -> None:
-        self.rooms = rooms
+    def __init__(self, app: web.Application, websocket: "ClientSocket") -> None:
+        self.rooms: defaultdict[str, dict[str, ClientSocket]] = app["websockets"]
+        self.names = app[NAMES]
         self.websocket = websocket
         self.room = "default"
-        self.name = pick_name(rooms)
+        self.name = ""
+        while canonical_name(self.name) in self.names or not self.name:  # free in every room
+            self.name = f"User{random.randrange(1000, 1_000_000)}"
 
     def __str__(self) -> str:
         return f"{self.name!r} in {self.room!r}"
 
     def enter(self) -> None:
         """Enter the room, and send "joined" to the others there."""
-        self.rooms[self.room][self.name] = self.websocket
+        self.register()
         self.broadcast("joined", room=self.room, user=self.name)
 
     def leave(self, shame: bool = False) -> None:
-        """Leave the room, and send "left" to the others there. A room that is empty is deleted."""
-        self.rooms[self.room].pop(self.name, None)  # shutdown() may have emptied the rooms
+        """Leave the room, and send "left" to the others there."""
+        self.unregister()
         self.broadcast("left", room=self.room, user=self.name, shame=shame)
-        if not self.rooms[self.room]:
-            del self.rooms[self.room]
 
     def change_room(self, room: str) -> None:
         """Go to another room; raise InvalidRequest if the user's name is taken there."""
-        if self.is_taken(self.name, room):
+        if room in self.names[canonical_name(self.name)]:
             raise InvalidRequest("Name already in use in this room.")
         logger.info("%s goes to %r", self, room)
         self.leave()
@@ -77,22 +78,28 @@ class User:
 
     def change_nick(self, nick: str) -> None:
         """Take another name; raise InvalidRequest if it is taken in the room."""
-        if self.is_taken(nick, self.room):
+        if self.room in self.names.get(canonical_name(nick), ()):
             raise InvalidRequest("Nickname is already in use")
         logger.info("%s is now %r", self, nick)
-        old, self.name = self.name, nick
-        self.rooms[self.room][nick] = self.rooms[self.room].pop(old)
+        old = self.name
+        self.unregister()
+        self.name = nick
+        self.register()
         self.broadcast("nick_changed", room=self.room, from_user=old, to_user=nick)
 
-    def is_taken(self, name: str, room: str) -> bool:
-        """Return whether a user in a room has a name, or one that counts as the same."""
-        return canonical_name(name) in map(canonical_name, self.list_users(room))
+    def register(self) -> None:
+        self.rooms[self.room][self.name] = self.websocket
+        self.names[canonical_name(self.name)].add(self.room)
 
-    def list_users(self, room: str) -> list[str]:
-        """Return the names of the users in a room, without creating the room."""
-        users = list(self.rooms.get(room, ()))
-        self.websocket.pay(len(users) * MIN_COST / DELIVERY_RATE)
-        return users
+    def unregister(self) -> None:
+        """Delete what register() has added, and then a room or a name that nobody has."""
+        name = canonical_name(self.name)
+        self.rooms[self.room].pop(self.name, None)  # shutdown() may have emptied the rooms
+        self.names[name].discard(self.room)
+        if not self.rooms[self.room]:
+            del self.rooms[self.room]
+        if not self.names[name]:
+            del self.names[name]
 
     def broadcast(self, action: str, **fields: object) -> None:
         """Send a broadcast to the others in the room.
@@ -100,24 +107,22 @@ class User:
         No method of a User waits. So a change and its broadcast are one step for asyncio, and all
         members receive all broadcasts in the same order.
         """
-        users = self.rooms[self.room].values()
-        others = [websocket for websocket in users if websocket is not self.websocket]
+        room = self.rooms.get(self.room, {})
+        others = [websocket for websocket in room.values() if websocket is not self.websocket]
         data = encode({"action": action, **fields})
         send(data, others)
         self.websocket.pay(len(others) * max(len(data), MIN_COST) / DELIVERY_RATE)
+
+    def list_users(self, room: str) -> list[str]:
+        """Return the names of the users in a room, without creating the room."""
+        users = list(self.rooms.get(room, ()))
+        self.websocket.pay(len(users) * MIN_COST / DELIVERY_RATE)
+        return users
 
 
 def canonical_name(name: str) -> str:
     """Return the form by which names are compared: Bob and bob have the same."""
     return unicodedata.normalize("NFKC", name).casefold()
-
-
-def pick_name(rooms: Rooms) -> str:
-    """Return a random name that is free in every room, so that a newcomer can join any of them."""
-    while True:
-        name = f"User{random.randrange(1000, 1_000_000)}"
-        if not any(name in users for users in rooms.values()):
-            return name
 
 
 async def receive(websocket: "ClientSocket") -> AsyncIterator[WSMessage]:

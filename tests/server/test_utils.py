@@ -30,7 +30,7 @@ class Rooms(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.rooms: Any = defaultdict(dict)
+        self.app: Any = {"websockets": defaultdict(dict), utils.NAMES: defaultdict(set)}
         self.model: list[Any] = []
         patch("utils.send", receive_at_once).start()
 
@@ -48,7 +48,7 @@ class Rooms(RuleBasedStateMachine):
     @rule(target=users)
     def connect(self) -> Any:
         socket: Any = SimpleNamespace(received=[], pay=lambda seconds: None)
-        user = User(self.rooms, socket)
+        user = User(self.app, socket)
         assert not any(self.is_taken(room, user.name) for room in ("default", "math", "art"))
         user.enter()
         modelled = SimpleNamespace(user=user, room="default", name=user.name, expected=[])
@@ -85,10 +85,13 @@ class Rooms(RuleBasedStateMachine):
 
     @invariant()
     def model_agrees(self) -> None:
-        rooms = self.rooms.items()
-        known = {(room, name): users[name] for room, users in rooms for name in users}
+        rooms, names = self.app["websockets"], self.app[utils.NAMES]
+        known = {(room, name): users[name] for room, users in rooms.items() for name in users}
         assert known == {(user.room, user.name): user.user.websocket for user in self.model}
-        assert all(self.rooms.values()), "an empty room remains"
+        assert all(rooms.values()), "an empty room remains"
+        places = {(name, room) for name, its_rooms in names.items() for room in its_rooms}
+        assert places == {(user.name.lower(), user.room) for user in self.model}
+        assert all(names.values()), "a name remains"
         assert all(user.user.websocket.received == user.expected for user in self.model)
 
 
@@ -97,11 +100,11 @@ TestRooms.settings = settings(max_examples=60, stateful_step_count=30, deadline=
 
 
 def test_random_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is free in every room."""
+    """It is free in every room, whatever its case."""
     numbers = iter([1111, 1111, 2222])
     monkeypatch.setattr(random, "randrange", lambda *_: next(numbers))
-    rooms: Any = defaultdict(dict, math={"User1111": Mock()})
-    assert User(rooms, Mock()).name == "User2222"
+    app: Any = {"websockets": {}, utils.NAMES: {"user1111": {"math"}}}
+    assert User(app, Mock()).name == "User2222"
 
 
 def test_encode() -> None:

@@ -28,9 +28,6 @@ class ChatPage:
     def field(self, label: str) -> Locator:
         return self.page.get_by_role("textbox", name=label, exact=True)
 
-    def refusal(self, label: str) -> Locator:
-        return self.page.locator("form", has=self.field(label)).get_by_role("alert")
-
     def button(self, name: str) -> Locator:
         return self.page.get_by_role("button", name=name)
 
@@ -40,6 +37,11 @@ class ChatPage:
     async def enter(self, label: str, text: str) -> None:
         await self.field(label).fill(text)
         await self.field(label).press("Enter")
+
+    async def is_refused(self, label: str, sentence: str) -> None:
+        """Wait until the page says, next to a field, why its text was refused; or "" if it was not."""
+        description = re.compile(re.escape(sentence) or "^$")
+        await expect(self.field(label)).to_have_accessible_description(description)
 
     async def is_connected(self, room: str, nick: str | re.Pattern[str]) -> None:
         """Wait until the page shows that it is connected, in this room and under this name."""

@@ -39,7 +39,7 @@ class ChatPage:
         await self.field(label).press("Enter")
 
     async def is_refused(self, label: str, sentence: str) -> None:
-        """Wait until the page says, next to a field, why its text was refused; or "" if it was not."""
+        """Wait until the page says next to a field why it was refused; without a sentence, not."""
         description = re.compile(re.escape(sentence) or "^$")
         await expect(self.field(label)).to_have_accessible_description(description)
 
@@ -49,8 +49,3 @@ class ChatPage:
         await expect(self.page).to_have_title(f"{room} - aiohttp chat")
         assert self.page.url.endswith("/#" + quote(room, safe="!'()*"))
         await expect(self.users.filter(has_text="(you)").locator("bdi")).to_have_text(nick)
-
-    async def stop_clock(self) -> None:
-        """From here on, time only passes in page.clock.run_for()."""
-        await self.page.clock.install(time=0)
-        await self.page.clock.pause_at(1)

@@ -101,9 +101,7 @@ async def test_groups(server: Server, join: Join, bob: ChatPage, ann: Member) ->
     # Changes in a row are one notice.
     notice = bob.texts(".notice").last
     await ann.ask(action="set_nick", nick="Anna")
-    await expect(notice).to_have_text("Ann is now Anna")
-    carol = await join(server.url, "Carol", "math")
-    carol.vanish()
+    (await join(server.url, "Carol", "math")).vanish()
     await expect(notice).to_have_text("Ann is now Anna; Carol left without a goodbye")
     await ann.leave()
     await expect(notice).to_have_text("Carol left without a goodbye; Ann left")
@@ -209,49 +207,14 @@ async def test_hidden_tab(server: Server, join: Join, open_page: OpenPage) -> No
     await expect(time).to_have_attribute("title", re.compile(r"2 January 2030, 12[:.]00"))
 
 
-async def test_restart(start_server: StartServer, join: Join, open_page: OpenPage) -> None:
+async def test_lost_connections(start_server: StartServer, join: Join, open_page: OpenPage) -> None:
     server = start_server()
     bob = await open_page(server.url, "math", "Bob")
-    tries: list[Any] = []
-    bob.page.on("websocket", lambda websocket: tries.append(websocket))
-    await bob.stop_clock()
-    server.process.kill()  # without a close frame
-    server.process.wait()
-    await expect(bob.status).to_contain_text("Disconnected")
-    for label, text in {"Message": "half a sentence", "Nickname": "Bobby"}.items():
-        await bob.enter(label, text)
-        await bob.is_refused(label, "not sent")
-    # The pauses are 1, 2, 4, 8, 16 and 30 seconds, or up to a quarter less.
-    for _ in range(130):
-        await bob.page.clock.run_for(500)
-    assert len(tries) == 6
-    # In the middle of a pause, it reconnects when the network is back.
-    start_server(port=server.port)
-    ghost = await join(server.url, "Bob", "math")
-    await bob.page.evaluate("dispatchEvent(new Event('online'))")
-    await bob.is_connected("math", RANDOM)
-    # The nickname is in use, perhaps by its own broken connection; then the page takes it.
-    await bob.field("Nickname").fill("")
-    await ghost.leave()
-    await bob.is_connected("math", "Bob")
-    ann = await join(server.url, "Ann", "math")
-    await bob.field("Message").press("Enter")
-    assert await ann.receive() == said("Bob", "half a sentence")
-    # And when the Back button leads to it.
-    event = "(name) => dispatchEvent(new PageTransitionEvent(name, { persisted: true }))"
-    await bob.page.evaluate(event, "pagehide")
-    assert await ann.receive() == left("math", "Bob", shame=False)
-    await bob.page.evaluate(event, "pageshow")
-    await bob.is_connected("math", "Bob")
-
-
-async def test_server_that_hangs(start_server: StartServer, open_page: OpenPage) -> None:
-    server = start_server()
-    bob = await open_page(server.url, "math", "Bob")
-    await bob.stop_clock()
+    await bob.page.clock.install(time=0)
+    await bob.page.clock.pause_at(1)  # from here on, time only passes in run_for()
     await bob.enter("Nickname", "Bobby")
     await bob.is_connected("math", "Bobby")
-    # Somebody only reads: the page asks after half a minute, and waits for ten seconds.
+    # The server hangs, and somebody only reads: the page asks after 30 seconds, and waits for 10.
     server.process.send_signal(signal.SIGSTOP)
     await bob.page.clock.run_for(39_000)
     await expect(bob.status).to_have_text("Connected")
@@ -260,7 +223,7 @@ async def test_server_that_hangs(start_server: StartServer, open_page: OpenPage)
     server.process.send_signal(signal.SIGCONT)
     await bob.page.clock.run_for(1_000)
     await bob.is_connected("math", "Bobby")
-    # Somebody writes: what the server has not confirmed is in the field again.
+    # It hangs, and somebody writes: what it has not confirmed is in the field again.
     server.process.send_signal(signal.SIGSTOP)
     for text in ("one", "two"):
         await bob.enter("Message", text)
@@ -270,33 +233,57 @@ async def test_server_that_hangs(start_server: StartServer, open_page: OpenPage)
     await bob.is_refused("Message", "may have arrived")
     gap = re.compile(r"^You were disconnected\. Messages after \d\d[:.]\d\d.* are missing\.$")
     await expect(bob.texts(".notice").filter(has_text="missing")).to_have_text([gap, gap])
-    server.process.send_signal(signal.SIGCONT)
+    # It is gone. The pauses are 1, 2, 4, 8, 16 and 30 seconds, or up to a quarter less.
+    server.process.kill()
+    server.process.wait()
+    tries: list[Any] = []
+    bob.page.on("websocket", lambda websocket: tries.append(websocket))
+    for pause in (1, 2, 4, 8, 16, 30):
+        async with bob.page.expect_console_message():  # that the try has failed
+            await bob.page.clock.run_for(1_000 * pause)
+    assert len(tries) == 6
+    await bob.field("Message").press("Enter")
+    await bob.is_refused("Message", "not sent")
+    # In the middle of a pause, it reconnects when the network is back.
+    start_server(port=server.port)
+    ghost = await join(server.url, "Bobby", "math")
+    await bob.page.evaluate("dispatchEvent(new Event('online'))")
+    await bob.is_connected("math", RANDOM)
+    # The nickname is in use, perhaps by a connection that broke; then the page takes it.
+    await bob.is_refused("Nickname", "Nickname is already in use")
+    await ghost.leave()
+    await bob.is_connected("math", "Bobby")
+    await bob.is_refused("Nickname", "")
+    ann = await join(server.url, "Ann", "math")
+    await bob.field("Message").press("Enter")
+    assert await ann.receive() == said("Bobby", "one\ntwo\nthree")
+    # A page that the Back button leads to reconnects, too.
+    event = "(name) => dispatchEvent(new PageTransitionEvent(name, { persisted: true }))"
+    await bob.page.evaluate(event, "pagehide")
+    assert await ann.receive() == left("math", "Bobby", shame=False)
+    await bob.page.evaluate(event, "pageshow")
+    await bob.is_connected("math", "Bobby")
 
 
 async def test_old_browser_behind_a_proxy(open_page: OpenPage) -> None:
-    def serve(route: Any) -> Any:
-        name = route.request.url.rpartition("/")[2] or "index.html"
-        return route.fulfill(path=ROOT / "static" / name)
-
     async def prepare(chat: ChatPage) -> None:
-        await chat.page.route("**/*", serve)
-        await chat.page.add_init_script(
-            "CSS.supports = () => false;"
-            "WebSocket = class { constructor(url) { window.url = url; } };"
-        )
+        for path in (ROOT / "static").iterdir():
+            url = f"**/where/{path.name.replace('index.html', '')}"
+            await chat.page.route(url, lambda route, _, path=path: route.fulfill(path=path))
+        new = "CSS.supports = () => false; WebSocket = function (url) { window.url = url; };"
+        await chat.page.add_init_script(new)
 
     chat = await open_page("https://chat.test/some/where", "math", prepare=prepare)
     # The WebSocket is next to the page, and encrypted as the page is.
     assert await chat.page.evaluate("url") == "wss://chat.test/some/where/chat"
+    # The message field grows with its text.
     field = chat.field("Message")
     await field.evaluate("e => e.style.fieldSizing = 'fixed'")
     heights = []
     for text in ("", "three\nlong\nlines", ""):
         await field.fill(text)
-        heights.append(
-            await field.evaluate("e => e.clientHeight >= e.scrollHeight && e.clientHeight")
-        )
-    assert heights[1] > heights[0] == heights[2] > 0
+        heights += await field.evaluate("e => [e.clientHeight, e.scrollHeight]")
+    assert heights[0] == heights[1] < heights[2] == heights[3] > heights[4] == heights[0]
     sources = "".join(path.read_text() for path in (ROOT / "static").iterdir())
     assert "This page needs JavaScript and a newer browser" in sources
     # Not before Safari 16.4, 17.3, 17.4, 17.5 and 26.2: looking behind in regular expressions and

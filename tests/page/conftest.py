@@ -2,9 +2,10 @@
 
 import contextlib
 import os
-import subprocess
+import shutil
 from collections.abc import AsyncIterator, Iterator
-from typing import IO, Any, cast
+from subprocess import DEVNULL, PIPE, Popen
+from typing import IO, Any
 from urllib.parse import quote
 
 import pytest
@@ -25,9 +26,8 @@ async def open_page(chromium: str) -> AsyncIterator[OpenPage]:
     problems: list[str] = []  # such as what the Content-Security-Policy blocks
 
     async def open_page(url: str, room: str, nick: str = "", prepare: Any = None) -> ChatPage:
-        storage = [{"name": "nick", "value": nick}] if nick else []
-        origin: Any = {"origin": url, "localStorage": storage}
-        context = await browser.new_context(storage_state={"origins": [origin]})
+        storage: Any = {"origin": url, "localStorage": [{"name": "nick", "value": nick}]}
+        context = await browser.new_context(storage_state={"origins": [storage] if nick else []})
         context.set_default_timeout(TIMEOUT * 1000)
         context.on("weberror", lambda error: problems.append(str(error.error)))
         context.on("console", lambda message: problems.append(message.text))
@@ -64,10 +64,12 @@ def run() -> Iterator[Run]:
     with contextlib.ExitStack() as stack:
 
         def run(*command: str, **environment: str) -> IO[str]:
-            options: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
-            process = subprocess.Popen(command, env=os.environ | environment, **options)
-            stack.enter_context(process)
+            if not shutil.which(command[0]):
+                pytest.skip(f"There is no {command[0]} here.")
+            options: Any = {"stdout": PIPE, "stderr": DEVNULL, "text": True}
+            process = stack.enter_context(Popen(command, env=os.environ | environment, **options))
             stack.callback(process.kill)
-            return cast(IO[str], process.stdout)
+            assert process.stdout
+            return process.stdout
 
         yield run

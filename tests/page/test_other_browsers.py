@@ -8,13 +8,12 @@ device are alike in both.
 import asyncio
 import contextlib
 import json
-import shutil
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
-import aiohttp
 import pytest
+from aiohttp import ClientConnectorError, ClientSession
 from aiohttp.test_utils import unused_port
 
 from tests.helpers import TIMEOUT, Join, StartServer, eventually, said
@@ -23,9 +22,7 @@ from tests.page.helpers import Run
 Call = Callable[[Any], Awaitable[Any]]
 
 
-async def firefox(
-    run: Run, client: aiohttp.ClientSession, folder: Path, url: str
-) -> tuple[Call, Call]:
+async def firefox(run: Run, client: ClientSession, folder: Path, url: str) -> tuple[Call, Call]:
     """Open a URL. Return what evaluates a JavaScript expression, and what performs actions."""
 
     async def command(method: str, **params: Any) -> Any:
@@ -47,9 +44,7 @@ async def firefox(
     return evaluate, lambda actions: command("input.performActions", **tab, actions=actions)
 
 
-async def webkit(
-    run: Run, client: aiohttp.ClientSession, folder: Path, url: str
-) -> tuple[Call, Call]:
+async def webkit(run: Run, client: ClientSession, folder: Path, url: str) -> tuple[Call, Call]:
     """Do the same as firefox(), on a screen that nobody sees."""
 
     async def command(path: str, **body: Any) -> Any:
@@ -63,7 +58,7 @@ async def webkit(
     run("WebKitWebDriver", f"--port={port}", DISPLAY=f":{screen}", **environment)
     session = ""
     while not session:  # the driver is starting
-        with contextlib.suppress(aiohttp.ClientConnectorError):
+        with contextlib.suppress(ClientConnectorError):
             session = "/" + (await command("", capabilities={}))["sessionId"]
     await command(f"{session}/url", url=url)
     return (
@@ -73,15 +68,10 @@ async def webkit(
 
 
 @pytest.mark.needs("browser")
-@pytest.mark.parametrize(
-    ("browser", "program"), [(firefox, "firefox"), (webkit, "WebKitWebDriver")]
-)
+@pytest.mark.parametrize("browser", [firefox, webkit])
 async def test_main_scenario(
-    browser: Any, program: str, run: Run, start_server: StartServer, join: Join, tmp_path: Path
+    browser: Any, run: Run, start_server: StartServer, join: Join, tmp_path: Path
 ) -> None:
-    if not shutil.which(program):
-        pytest.skip(f"There is no {program} here.")
-
     async def enter(text: str, focus: str) -> None:
         """Type a text and press Enter (U+E007), after an expression that moves the focus."""
         await evaluate(focus)
@@ -97,7 +87,7 @@ async def test_main_scenario(
 
     server = start_server()
     ann = await join(server.url, "Ann", "math")
-    async with aiohttp.ClientSession() as client:
+    async with ClientSession() as client:
         evaluate, act = await browser(run, client, tmp_path, f"{server.url}/#math")
         await sees("#status", "Connected")
         await enter("Bob", "document.getElementById('nick').select()")

@@ -295,14 +295,15 @@ async def test_old_browser_behind_a_proxy(open_page: OpenPage) -> None:
 async def test_long_conversation(server: Server, join: Join, bob: ChatPage, ann: Member) -> None:
     last, button = bob.texts().last, bob.button("New messages")
     await bob.log.evaluate(
-        "log => { window.added = []; new MutationObserver((records) => added.push(records.flatMap("
-        "(record) => [...record.addedNodes].map((node) => node.textContent)).join('').length))"
+        "log => { window.added = []; new MutationObserver((records) => {"
+        "for (const { addedNodes } of records) if (addedNodes.length)"
+        " added.push([...addedNodes].map((node) => node.textContent).join('').length); })"
         ".observe(log, { childList: true, subtree: true }); }"
     )
     # Ten members, because the server would slow down one.
     crowd = [await join(server.url, f"Member {number}", "math") for number in range(10)]
     await expect(bob.users).to_have_count(12)
-    assert len(await bob.page.evaluate("added")) <= 22  # or a screen reader would read some twice
+    assert len(await bob.page.evaluate("added")) <= 11  # or a screen reader would read some twice
     for first, member in enumerate(crowd):
         await member.say(*(f"number {number}" for number in range(first, 1200, 10)))
     await asyncio.gather(*(member.say(*["x" * 20_000] * 2) for member in crowd))

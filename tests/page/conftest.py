@@ -1,82 +1,75 @@
-"""The fixtures of the page's tests, which share one Chromium, and with it one event loop."""
-
-from __future__ import annotations
+"""The fixtures of the page's tests."""
 
 import contextlib
-import json
-from collections.abc import AsyncIterator
-from typing import Any
+import os
+import shutil
+from collections.abc import AsyncIterator, Iterator
+from subprocess import DEVNULL, PIPE, Popen
+from typing import IO, Any
 from urllib.parse import quote
 
-import pytest_asyncio
+import pytest
 
-from tests.helpers import TIMEOUT, Join, Member, Server, members
-from tests.page.helpers import ChatPage, OpenPage
-
-with contextlib.suppress(ImportError):  # then the tests are skipped
-    from playwright.async_api import Browser, async_playwright, expect
+from tests.helpers import TIMEOUT, Join, Member, Server
+from tests.page.helpers import ChatPage, OpenPage, Run
 
 
-@pytest_asyncio.fixture(scope="session", loop_scope="session")
-async def browser(chromium: str) -> AsyncIterator[Browser]:
-    """Chromium, without a window."""
-    expect.set_options(timeout=TIMEOUT * 1000)
-    async with (
-        async_playwright() as playwright,
-        await playwright.chromium.launch(executable_path=chromium) as browser,
-    ):
-        yield browser
+@pytest.fixture
+async def open_page(chromium: str) -> AsyncIterator[OpenPage]:
+    """Open pages in Chromium with `await open_page(url, room, nick="", prepare=None)`.
 
-
-@pytest_asyncio.fixture(loop_scope="session")
-async def join() -> AsyncIterator[Join]:
-    """The fixture of all tests, in the event loop of the browser."""
-    async with members() as join:
-        yield join
-
-
-@pytest_asyncio.fixture(loop_scope="session")
-async def open_page(browser: Browser) -> AsyncIterator[OpenPage]:
-    """Open pages with `await open_page(url, room, nick="", prepare=None, context=None)`.
-
-    With a nick, the page is connected. Without a context, it has a profile of its own.
+    Each has a profile of its own. With a nick, the page is connected.
     """
+    from playwright.async_api import async_playwright, expect
+
+    expect.set_options(timeout=TIMEOUT * 1000)
     problems: list[str] = []  # such as what the Content-Security-Policy blocks
-    async with contextlib.AsyncExitStack() as stack:
 
-        async def open_page(
-            url: str, room: str, nick: str = "", prepare: Any = None, context: Any = None
-        ) -> ChatPage:
-            context = context or await stack.enter_async_context(await browser.new_context())
-            page = await context.new_page()
-            page.set_default_timeout(TIMEOUT * 1000)
-            page.on("pageerror", lambda error: problems.append(str(error)))
-            page.on("console", lambda message: problems.append(message.text))
-            chat = ChatPage(page)
-            if nick:
-                await page.add_init_script(
-                    f"if (isSecureContext) sessionStorage.nick ??= {json.dumps(nick)}"
-                )
-            if prepare:
-                await prepare(chat)
-            await page.goto(f"{url}/#{quote(room)}")
-            if nick:
-                await chat.is_connected(room, nick)
-            return chat
+    async def open_page(url: str, room: str, nick: str = "", prepare: Any = None) -> ChatPage:
+        storage: Any = {"origin": url, "localStorage": [{"name": "nick", "value": nick}]}
+        context = await browser.new_context(storage_state={"origins": [storage] if nick else []})
+        context.set_default_timeout(TIMEOUT * 1000)
+        context.on("weberror", lambda error: problems.append(str(error.error)))
+        context.on("console", lambda message: problems.append(message.text))
+        chat = ChatPage(await context.new_page())
+        if prepare:
+            await prepare(chat)
+        await chat.page.goto(f"{url}/#{quote(room)}")
+        if nick:
+            await chat.is_connected(room, nick)
+        return chat
 
+    async with async_playwright() as playwright:
+        browser = await playwright.chromium.launch(executable_path=chromium)
         yield open_page
+        await browser.close()
     assert [text for text in problems if not text.startswith("WebSocket connection to ")] == []
 
 
-@pytest_asyncio.fixture(loop_scope="session")
+@pytest.fixture
 async def bob(server: Server, open_page: OpenPage) -> ChatPage:
     """Bob's page, in the room math."""
     return await open_page(server.url, "math", "Bob")
 
 
-@pytest_asyncio.fixture(loop_scope="session")
+@pytest.fixture
 async def ann(server: Server, join: Join, bob: ChatPage) -> Member:
     """Somebody who joined after Bob."""
-    ann = await join(server.url, "Ann", "math")
-    await expect(bob.users).to_have_text(["Bob (you)", "Ann"])
-    return ann
+    return await join(server.url, "Ann", "math")
+
+
+@pytest.fixture
+def run() -> Iterator[Run]:
+    """Run programs with `run(*command, **environment)` until the test ends; return their output."""
+    with contextlib.ExitStack() as stack:
+
+        def run(*command: str, **environment: str) -> IO[str]:
+            if not shutil.which(command[0]):
+                pytest.skip(f"There is no {command[0]} here.")
+            options: Any = {"stdout": PIPE, "stderr": DEVNULL, "text": True}
+            process = stack.enter_context(Popen(command, env=os.environ | environment, **options))
+            stack.callback(process.kill)
+            assert process.stdout
+            return process.stdout
+
+        yield run

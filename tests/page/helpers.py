@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import re
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import IO
 from urllib.parse import quote
 
 with contextlib.suppress(ImportError):  # then the tests are skipped
-    from playwright.async_api import Locator, Page, WebSocketRoute, expect
+    from playwright.async_api import Locator, Page, expect
 
+Run = Callable[..., IO[str]]
 OpenPage = Callable[..., Awaitable["ChatPage"]]
 RANDOM = re.compile(r"^User\d+$")
 
@@ -24,27 +24,24 @@ class ChatPage:
         self.status = page.get_by_role("status")
         self.users = page.get_by_role("list", name="Users", exact=True).get_by_role("listitem")
         self.log = page.get_by_role("log")
-        # The page's ends of its WebSockets and the server's, after pass_through().
-        self.sockets: list[tuple[WebSocketRoute, WebSocketRoute]] = []
 
     def field(self, label: str) -> Locator:
         return self.page.get_by_role("textbox", name=label, exact=True)
 
-    def refusal(self, label: str) -> Locator:
-        return self.page.locator("form", has=self.field(label)).get_by_role("alert")
-
     def button(self, name: str) -> Locator:
         return self.page.get_by_role("button", name=name)
 
-    def entries(self, kind: str = "") -> Locator:
-        return self.log.locator(f"> *{kind}")
-
     def texts(self, kind: str = "") -> Locator:
-        return self.entries(kind).locator(".text")
+        return self.log.locator(f"> *{kind} .text")
 
     async def enter(self, label: str, text: str) -> None:
         await self.field(label).fill(text)
         await self.field(label).press("Enter")
+
+    async def is_refused(self, label: str, sentence: str) -> None:
+        """Wait until the page says next to a field why it was refused; without a sentence, not."""
+        description = re.compile(re.escape(sentence) or "^$")
+        await expect(self.field(label)).to_have_accessible_description(description)
 
     async def is_connected(self, room: str, nick: str | re.Pattern[str]) -> None:
         """Wait until the page shows that it is connected, in this room and under this name."""
@@ -52,33 +49,3 @@ class ChatPage:
         await expect(self.page).to_have_title(f"{room} - aiohttp chat")
         assert self.page.url.endswith("/#" + quote(room, safe="!'()*"))
         await expect(self.users.filter(has_text="(you)").locator("bdi")).to_have_text(nick)
-
-    async def hide(self, hidden: bool = True) -> None:
-        """Let the page believe that its tab is in the background, or is not any more."""
-        await self.page.evaluate(
-            "(hidden) => { Object.defineProperty(document, 'hidden', { get: () => hidden, "
-            "configurable: true }); document.dispatchEvent(new Event('visibilitychange')); }",
-            hidden,
-        )
-
-    async def scroll(self, top: str) -> Any:
-        """Scroll the log, and return where it is once the page has noticed."""
-        frames = "new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))"
-        return await self.log.evaluate(
-            f"log => {{ log.scrollTop = {top}; return {frames}.then(() => log.scrollTop); }}"
-        )
-
-    async def stop_clock(self) -> None:
-        """From here on, time only passes in page.clock.run_for()."""
-        await self.page.clock.install()
-        await self.page.clock.pause_at(await self.page.evaluate("Date.now() / 1000 + 1"))
-
-    async def pass_through(self) -> None:
-        """Let the test stand between the page and the server."""
-        await self.page.route_web_socket(
-            "**/chat", lambda socket: self.sockets.append((socket, socket.connect_to_server()))
-        )
-
-    def receive(self, **body: Any) -> None:
-        """Let the page receive a body that the server has not sent."""
-        self.sockets[-1][0].send(json.dumps(body))

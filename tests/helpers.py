@@ -211,7 +211,8 @@ async def members() -> AsyncIterator[Join]:
     Without a nick and a room, a member stays who and where the server put it.
     """
     async with AsyncExitStack() as stack:
-        session = await stack.enter_async_context(aiohttp.ClientSession())
+        connector = aiohttp.TCPConnector(limit=0)  # by default, the 101st member would wait
+        session = await stack.enter_async_context(aiohttp.ClientSession(connector=connector))
 
         async def join(url: Any, nick: str = "", room: str = "") -> Member:
             connecting = session.ws_connect(f"{str(url).rstrip('/')}/chat")

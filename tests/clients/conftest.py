@@ -7,6 +7,7 @@ import sys
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
+import aiohttp
 import pytest
 from aiohttp import web
 from yarl import URL
@@ -66,4 +67,7 @@ def run_script(script: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[RunScri
         monkeypatch.setattr(sys, "stdin", stdin)
         # It runs in a thread, where Python has no signals.
         monkeypatch.setattr(asyncio.SelectorEventLoop, "add_signal_handler", lambda *_: None)
+        # It has to say how long it waits for a close frame.
+        endless = aiohttp.ClientWSTimeout(ws_close=1000)
+        monkeypatch.setattr(aiohttp.client, "DEFAULT_WS_CLIENT_TIMEOUT", endless)
         yield lambda url: asyncio.wait_for(asyncio.to_thread(run, str(url)), TIMEOUT)

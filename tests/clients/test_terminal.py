@@ -13,7 +13,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import pytest
-from aiohttp import web
 from yarl import URL
 
 from server import init_app
@@ -22,7 +21,6 @@ from tests.clients.screen import Screen, talk_until_somebody_leaves
 from tests.helpers import ROOT, WARNINGS, Join, Member, said
 
 Start = Callable[..., Awaitable[Screen]]
-StartBob = Callable[..., Awaitable[tuple[Member, Screen]]]
 CLIENT = [sys.executable, *WARNINGS, "client.py", "--url"]
 
 
@@ -187,25 +185,9 @@ async def test_server_that_goes_away(serve_websocket: Serve, start: Start) -> No
     await bob.type(f"hello\r{line}")
     await bob.contains(f"> {line.rstrip()}")
     is_over.set()
-    code, errors = await bob.end()
-    assert code == 1
-    assert errors.endswith(": ConnectionError: The server closed the connection.\n")
+    assert (await bob.end())[0] == 1
     await bob.contains("! This may not have been delivered: hello")
     await bob.contains(f"> {line.rstrip()}")
-
-
-async def test_server_that_does_not_close(serve_websocket: Serve, start: Start) -> None:
-    """The user leaves nevertheless, even if messages come faster than they can be printed."""
-
-    async def talk(websocket: web.WebSocketResponse) -> None:
-        while True:
-            await websocket.send_json({"action": "chat_message", "user": "Amy", "message": "Hi!"})
-            await asyncio.sleep(0)
-
-    bob = await start(*CLIENT, await serve_websocket(talk), "--reconnect")
-    await bob.contains("Hi!")
-    await bob.type("/quit\r")
-    assert await bob.end() == (0, "")
 
 
 async def test_ctrl_d_while_it_connects(start: Start) -> None:

@@ -125,8 +125,7 @@ class Chat:
 
     async def do(self, line: str) -> None:
         """Send a line that was typed, or run it as a command."""
-        command, _, argument = line.partition(" ")
-        argument = argument.strip()
+        command, _, argument = map(str.strip, line.partition(" "))
         match command:
             case "/join":
                 await self.send(action="join_room", room=argument)
@@ -212,7 +211,8 @@ class Terminal:
         with contextlib.suppress(OSError):  # the window was closed
             app.renderer.erase()  # run_in_terminal() would echo keys that are pressed meanwhile
             print_formatted_text(app.output, output, app.renderer.style)
-            app.invalidate()
+            if app.is_running:  # not by invalidate(), which would draw later
+                app.renderer.render(app, app.layout)
 
 
 class Pipe:

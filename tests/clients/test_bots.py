@@ -97,7 +97,8 @@ async def test_bot_that_asks(
     await bob.leave()
     await carol.ask(action="join_room", room="physics")
     asa.vanish()
-    laughs, signs = [], set()
+    laughs: list[str] = []
+    signs: set[str] = set()
     async with asyncio.timeout(TIMEOUT):
         while signs != set("+-*/") or not laughs:
             body = await zoe.receive()

@@ -44,8 +44,7 @@ class Chat:
         self.options = options  # room and nick are kept up to date, for the next connection
         self.room = self.user = ""  # as the server has confirmed them; empty until it has
         self.users: set[str] = set()  # in the room
-        # The server responds to all requests, in order: a response belongs to the first one here.
-        self.requests: asyncio.Queue[dict[str, str]] = asyncio.Queue()
+        self.requests: asyncio.Queue[dict[str, str]] = asyncio.Queue()  # responses keep this order
 
     async def run(self) -> None:
         """Connect, and chat until the user leaves. Cancelling it closes the WebSocket properly."""
@@ -201,9 +200,8 @@ class Terminal:
         """Show a message within 50 ms, with all others until then, since a redraw is slow."""
         if not self.output:
             asyncio.get_running_loop().call_later(0.05, self.print)
-        colour = NAMES[sum(map(ord, name)) % len(NAMES)]
-        self.output += [(FAINT, time.strftime("%H:%M ")), (colour, clean(name))]
-        self.output += [(style, f"{clean(text)}\n")]
+        clock, colour = time.strftime("%H:%M "), NAMES[sum(map(ord, name)) % len(NAMES)]
+        self.output += [(FAINT, clock), (colour, clean(name)), (style, f"{clean(text)}\n")]
 
     def print(self) -> None:
         """Print the output above the line that is being typed."""
@@ -229,6 +227,8 @@ class Pipe:
     async def __aexit__(self, *_: object) -> None:
         """Print the rest, and let the streams block again, for programs that share them."""
         with contextlib.suppress(OSError):  # TimeoutError, too
+            await asyncio.wait_for(self.stdout.drain(), CLOSE_TIMEOUT)
+            self.stdout.write(b"")  # aioconsole may keep the last lines until the next write
             await asyncio.wait_for(self.stdout.drain(), CLOSE_TIMEOUT)
         if isinstance(self.stdin, asyncio.StreamReader):
             for stream in (sys.stdin, sys.stdout, sys.stderr):

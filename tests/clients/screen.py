@@ -22,7 +22,7 @@ class Screen:
 
     process: asyncio.subprocess.Process  # the program that runs there
 
-    def __init__(self, columns: int, rows: int) -> None:
+    def __init__(self) -> None:
         self.output = b""
         try:
             master, slave = pty.openpty()
@@ -30,9 +30,9 @@ class Screen:
             pytest.skip(f"There are no pseudo-terminals here: {error}.")
         self.master, self.slave = os.fdopen(master, "r+b", 0), os.fdopen(slave)
         self.attributes = termios.tcgetattr(self.slave)
-        self.screen = pyte.Screen(columns, rows)
+        self.screen = pyte.Screen(100, 24)
         self.stream = pyte.ByteStream(self.screen)
-        self.resize(columns, rows)
+        self.resize(100, 24)
         asyncio.get_running_loop().add_reader(self.master, self.render)
 
     def resize(self, columns: int, rows: int) -> None:

@@ -1,6 +1,7 @@
 """How all client scripts end: by Ctrl+C, or with a sentence that says why."""
 
 import asyncio
+import functools
 import signal
 import socket
 from typing import Any
@@ -16,12 +17,7 @@ from tests.clients.screen import talk_until_somebody_leaves
 from tests.helpers import TIMEOUT, Join, RawClient, StartScript
 
 SCRIPTS = "client_echo_example.py client.py examples/math_client.py examples/math_student.py"
-
-
-def frame(opcode: int, payload: bytes) -> bytes:
-    return RawClient.frame(opcode, payload, masked=False)
-
-
+frame = functools.partial(RawClient.frame, masked=False)
 # What a server sends, and the reason that a script gives for its end.
 CLOSED = "ConnectionError: The server closed the connection."
 CLOSE = frame(8, b"\x03\xe9")

@@ -3,17 +3,35 @@
 import asyncio
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 from aiohttp import WSMsgType, web
 from yarl import URL
 
-from tests.clients.screen import busy
+from client import HELP
+from tests.clients.conftest import Serve
+from tests.clients.screen import talk_until_somebody_leaves
 from tests.helpers import TIMEOUT, Join, StartScript, left, said
 
 # Each starts a process or two, which takes a second. They run where the style is checked, too.
 slow = pytest.mark.needs("lint")
+# What is typed, and what is shown. Input that is not UTF-8 is escaped.
+LINES = {
+    "one": "Bob: one",
+    "//shrug": "Bob: /shrug",
+    "   ": None,
+    "/dance now": "! Unknown command /dance; /help lists the commands",
+    "/nick Amy": "! Nickname is already in use",
+    "/join lounge": "! Name already in use in this room.",
+    "/nick  Robert Two ": "* You are now known as Robert Two",
+    "/users": "* In lounge: Amy, Robert Two",
+    "/users art": "* In art: nobody",
+    "/join art": "* You are now in art\n* In art: Robert Two",
+    "/help": "\n".join(f"* {row}" for row in HELP.splitlines()),
+    "z" * 200_000: "! Too long: 200041 bytes; the limit is 65536",
+    "y" * 60_000: "Robert Two: " + "y" * 60_000,
+    "\udcff": r"Robert Two: \xff",
+}
 # IDLE's streams say that they are a terminal, but are not files.
 IDLE = """
 import runpy, sys
@@ -30,48 +48,39 @@ runpy.run_path("client.py", run_name="__main__")
 """
 
 
-async def test_pipe(url: URL, join: Join, start_script: StartScript) -> None:
-    """Times and colours are for people; the last line needs no newline."""
+async def test_lines_and_commands(url: URL, join: Join, start_script: StartScript) -> None:
+    """It joins the room, then takes the nickname, then shows the users, then does what is typed."""
     amy = await join(url.parent, "Amy", "lounge")
     script = await start_script("client.py", "--url", url, "--room", "lounge", "--nick", "Bob")
-    lines = [f"line {number}" for number in range(300)]
-    typed = "\r\n".join(["one", "", *lines, "z" * 200_000, "y" * 60_000]).encode() + b"\xff"
-    code, output, errors = await script.end(typed)
+    code, output, errors = await script.end("\r\n".join(LINES).encode(errors="surrogateescape"))
     assert (code, errors) == (0, "")
-    lines = ["one", *lines, "y" * 60_000 + "\N{REPLACEMENT CHARACTER}"]
-    expected = [f"Bob: {line}" for line in lines]
-    expected.insert(-1, "! Too long: 200041 bytes; the limit is 65536")
-    start = ["* You are now in lounge", "* You are now known as Bob", "* In lounge: Amy, Bob"]
-    assert output.splitlines() == [*start, *expected]
-    bodies = (await amy.catch_up())[2:]
-    assert bodies == [*(said("Bob", text) for text in lines), left("lounge", "Bob", shame=False)]
+    shown = ["* You are now in lounge", "* You are now known as Bob", "* In lounge: Amy, Bob"]
+    assert output.splitlines() == "\n".join([*shown, *filter(None, LINES.values())]).splitlines()
+    assert (await amy.catch_up())[2:] == [
+        said("Bob", "one"),
+        said("Bob", "/shrug"),
+        {"action": "nick_changed", "room": "lounge", "from_user": "Bob", "to_user": "Robert Two"},
+        left("lounge", "Robert Two", shame=False),
+    ]
 
 
-async def test_output_that_nobody_reads(serve: Any, start_script: StartScript) -> None:
+async def test_output_that_nobody_reads(serve_websocket: Serve, start_script: StartScript) -> None:
     """The client goes on responding to pings, and prints everything when somebody reads."""
-    message = json.dumps({"action": "chat_message", "user": "Amy", "message": "x" * 60_000})
     has_responded = asyncio.Event()
 
-    async def view(request: web.Request) -> web.WebSocketResponse:
-        websocket = web.WebSocketResponse(autoping=False)
-        await websocket.prepare(request)
-        await websocket.send_json({"action": "connecting", "room": "default", "user": "u"})
+    async def talk(websocket: web.WebSocketResponse) -> None:
         for _ in range(10):
-            await websocket.send_str(message)
+            body = {"action": "chat_message", "user": "Amy", "message": "x" * 60_000}
+            await websocket.send_json(body)
         await websocket.ping()
         while (await websocket.receive()).type is not WSMsgType.PONG:
             pass
         has_responded.set()
-        return websocket
 
-    app = web.Application()
-    app.router.add_get("/", view)
-    script = await start_script("client.py", "--url", await serve(app))
+    script = await start_script("client.py", "--url", await serve_websocket(talk))
     await asyncio.wait_for(has_responded.wait(), TIMEOUT)
-    code, output, errors = await script.end()
-    assert code == 1
+    _, output, _ = await script.end()
     assert output.splitlines() == ["Amy: " + "x" * 60_000] * 10
-    assert "the server closed the connection" in errors
 
 
 async def test_files(url: URL, start_script: StartScript, tmp_path: Path) -> None:
@@ -84,17 +93,19 @@ async def test_files(url: URL, start_script: StartScript, tmp_path: Path) -> Non
     )
     assert await script.end() == (0, "", "")
     shown = ["* You are now known as Zo\\xeb", "* In default: Zo\\xeb"]
-    shown += ["Zo\\xeb: one", "Zo\\xeb: caf\\ufffd", "Zo\\xeb: two"]
+    shown += ["Zo\\xeb: one", "Zo\\xeb: caf\\xe9", "Zo\\xeb: two"]
     assert (tmp_path / "out").read_text().splitlines() == shown
 
 
 @slow
 async def test_idle(url: URL, start_script: StartScript) -> None:
-    script = await start_script("-c", IDLE, "--url", url, "--nick", "Bob")
+    script = await start_script("-c", IDLE, "--url", url, "--nick", "Bob", "--verbose")
     code, output, errors = await script.end(b"hello\n")
     assert (code, errors) == (0, "")
     shown = [line[6:] for line in output.splitlines()]  # without the times
-    assert shown == ["* You are now known as Bob", "* In default: Bob", "Bob: hello"]
+    assert shown[-3] == '> {"action": "chat_message", "message": "hello"}'
+    body = {"action": "chat_message", "success": True, "message": "hello"}
+    assert shown[-2:] == [f"< {json.dumps(body)!r}", "Bob: hello"]
 
 
 @slow
@@ -105,29 +116,8 @@ async def test_closed_streams(start_script: StartScript, redirect: str) -> None:
     assert await script.end() == (1, "", sentence)
 
 
-@slow
-async def test_unusual_address(start_script: StartScript) -> None:
-    """What a server sends is escaped in the sentence with which the client ends, too."""
-
-    async def redirect(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.readuntil(b"\r\n\r\n")
-        writer.write(b"HTTP/1.1 302 Found\r\nLocation: http://\x1b[2J/\r\n\r\n")
-        await writer.drain()
-        writer.close()
-
-    async with await asyncio.start_server(redirect, "127.0.0.1", 0) as server:
-        url = f"ws://127.0.0.1:{server.sockets[0].getsockname()[1]}/"
-        code, output, errors = await (await start_script("client.py", "--url", url)).end()
-    assert (code, output) == (1, "")
-    assert errors.startswith(rf"{url}: redirected to http://\x1b[2J/ ")
-
-
 async def test_output_that_closes(url: URL, join: Join, start_script: StartScript) -> None:
-    """As by `| head`. How it ends by Ctrl+C is in test_ends.py."""
+    """How it ends by Ctrl+C is in test_ends.py."""
     amy = await join(url.parent, "Amy")
-    script = await start_script("client.py", "--url", url, "--nick", "Bob")
-    while "In default" not in await script.line():
-        pass
-    async with busy(amy):
-        script.process._transport.get_pipe_transport(1).close()  # type: ignore[attr-defined]
-    await script.end()
+    await start_script("client.py", "--url", url, redirect="| head -n 3")
+    assert (await talk_until_somebody_leaves(amy, "Hello!"))["shame"] is False

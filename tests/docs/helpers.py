@@ -58,7 +58,7 @@ class Copy:
         self.folder = folder
         self.start_script = start_script
         self.ports = defaultdict[str, str](lambda: str(free_port()))
-        self.replaced: dict[str, str] = {}  # what else has another name here
+        self.replaced = {"/opt/aiohttp-chat/.venv/bin/": ""}  # what else has another name here
         self.url = self.here("http://127.0.0.1:8080")
         for pattern in ("*.py", "*.toml", "examples/*.*", "static/*.*"):
             for path in ROOT.glob(pattern):

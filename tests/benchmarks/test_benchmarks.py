@@ -16,13 +16,6 @@ bench = pytest.mark.needs("bench")
 
 FAN_OUT = "benchmarks/fan_out.py"
 LITTLE = "from benchmarks import fairness; del fairness.ATTACKS[1:]; fairness.main()"
-FAIRNESS = r"""Round trips .*
- 1 talk {9}( +\d+\.\d){4}
-20 talk {9}( +\d+\.\d){4}
-Shutdown: exit code 0 after .* s\.
-Large messages of 1: \[100, 250, 500, 1000, 2000\] survive, .*
-Large messages of 5: \[100, 250, 500, 1000, 2000\] survive, .*
-"""
 
 
 @bench
@@ -39,7 +32,9 @@ def test_report_of_fan_out() -> None:
 def test_report_of_fairness() -> None:
     command = [sys.executable, "-c", LITTLE, "--members=5", "--seconds=0.01"]
     report = check_output(command, cwd=ROOT, text=True, timeout=60)
-    assert re.fullmatch(FAIRNESS, report), report
+    rows = ["Round", " 1 talk", "20 talk", "Shutdown", "Large", "Large"]
+    assert re.findall(r"^[ \d]*\w+", report, re.MULTILINE) == rows
+    assert "Shutdown: exit code 0 after " in report
 
 
 @pytest.mark.parametrize(

@@ -36,9 +36,8 @@ def commands(name: str) -> list[str]:
 
 def table(name: str, first_cell: str) -> list[list[str]]:
     """Return the rows of the table whose head begins with a cell, without the head."""
-    pattern = rf"^\| {first_cell} +\|.*\n\|[-:| ]+\|\n((?:\|.*\n)+)"
-    (rows,) = re.findall(pattern, TEXTS[name], re.MULTILINE)
-    return [[cell.strip(" `") for cell in row[1:-1].split("|")] for row in rows.splitlines()]
+    rows = TEXTS[name].partition(f"\n| {first_cell} |")[2].partition("\n\n")[0].splitlines()[2:]
+    return [[cell.strip(" `") for cell in row[1:-1].split("|")] for row in rows]
 
 
 async def find(script: Script, pattern: str) -> None:

@@ -23,9 +23,8 @@ def test_report_of_fan_out() -> None:
     options = ["--members=5", "--messages=9", "--rounds=1", "--talkers", "1", "2"]
     report = check_output([sys.executable, FAN_OUT, *options], cwd=ROOT, text=True, timeout=60)
     rows = re.findall(r"^\| (\S+) +\| +(\d) (?:\| +[\d.,]+ +){6}\|$", report, re.MULTILINE)
-    assert rows == [
-        (name, count) for name in ("server.py", "websockets", "floor") for count in "12"
-    ]
+    names = ("server.py", "websockets", "floor")
+    assert rows == [(name, talkers) for name in names for talkers in "12"]
 
 
 @bench  # it needs no package, but time

@@ -34,12 +34,6 @@ def commands(name: str) -> list[str]:
     return "".join(blocks(name, "shell")).splitlines()
 
 
-def table(name: str, first_cell: str) -> list[list[str]]:
-    """Return the rows of the table whose head begins with a cell, without the head."""
-    rows = TEXTS[name].partition(f"\n| {first_cell} |")[2].partition("\n\n")[0].splitlines()[2:]
-    return [[cell.strip(" `") for cell in row[1:-1].split("|")] for row in rows]
-
-
 async def find(script: Script, pattern: str) -> None:
     """Read the output of a script up to a line that contains a pattern."""
     lines = [await script.line()]
@@ -51,11 +45,8 @@ async def find(script: Script, pattern: str) -> None:
 class Copy:
     """A copy of the project with free ports, in which commands can be run as they stand."""
 
-    def __init__(
-        self, folder: Path, free_port: Callable[[], int], start_script: StartScript
-    ) -> None:
-        self.folder = folder
-        self.start_script = start_script
+    def __init__(self, folder: Path, free_port: Callable[[], int], start: StartScript) -> None:
+        self.folder, self.start = folder, start
         self.ports = defaultdict[str, str](lambda: str(free_port()))
         self.replaced = {"/opt/aiohttp-chat/.venv/bin/": ""}  # what else has another name here
         self.url = self.here("http://127.0.0.1:8080")
@@ -80,7 +71,7 @@ class Copy:
     async def run(self, command: str, *patterns: str) -> Script:
         """Run a command, and wait for lines of its output that contain patterns."""
         shell = f"cd {self.folder}\n{SHELL}{self.here(command)}\nexit;"
-        script = await self.start_script(shell=shell, HOME=str(self.folder), PYTHONUNBUFFERED="1")
+        script = await self.start(shell=shell, HOME=str(self.folder), PYTHONUNBUFFERED="1")
         for pattern in patterns:
             await find(script, pattern)
         return script

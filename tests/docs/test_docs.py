@@ -1,5 +1,6 @@
 """What the documents show is true: one does what they say, step by step, in a copy."""
 
+import importlib
 import json
 import re
 import signal
@@ -12,13 +13,14 @@ import pytest
 import client
 import client_echo_example
 import utils
-from examples import math_student
 from server import PRIVATE_NAME
 from tests.docs.helpers import PATHS, TEXTS, Copy, blocks, commands, find
 from tests.helpers import ROOT, TIMEOUT, Join, Script, Server, StartScript, left, said
 
 # It takes many processes. So it is tested where the style is checked, too.
 pytestmark = pytest.mark.needs("lint")
+
+math_student: Any = importlib.import_module("examples.math_student")
 
 README = TEXTS["README.md"]
 SERVER, TESTS, ECHO, AMY, BOB, ALONE, FLOOD, STUDENT, PAGE, ALLOW = commands("README.md")
@@ -200,12 +202,12 @@ async def test_page(copy: Copy, join: Join, chromium: str) -> None:
         page = await browser.new_page()
         await page.goto(copy.here("http://localhost:8000/examples/simple_page.html"))
         assert (await amy.receive())["action"] == "joined"
+        await amy.say("hello")
+        await page.get_by_text(f"{amy.user}: hello").wait_for()
         await page.keyboard.type("\n<b>hi\n")  # the empty line is not sent
         await page.get_by_text("You: <b>hi").wait_for()
         await page.evaluate("socket.send('nonsense')")
         await page.get_by_text("Refused: This is not valid JSON").wait_for()
-        await amy.say("hello")
-        await page.get_by_text(f"{amy.user}: hello").wait_for()
         assert await page.locator("li").count() == 3
 
 

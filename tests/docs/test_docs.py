@@ -1,302 +1,269 @@
-"""What docs/ and CONTRIBUTING.md show is true, and links and commands of the README, too."""
+"""What the documents show is true: one does what they say, step by step, in a copy."""
 
-import asyncio
-import functools
-import importlib.util
-import os
+import importlib
+import json
 import re
-import shlex
-import shutil
 import signal
-import socket
-import ssl
-import subprocess
-import sys
 import tomllib
-from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
-import aiohttp
 import pytest
-from aiohttp import web
-from yarl import URL
 
 import client
+import client_echo_example
 import utils
-from server import PRIVATE_NAME, init_app
-from tests.helpers import (
-    PACKAGES,
-    ROOT,
-    TIMEOUT,
-    Join,
-    Member,
-    StartScript,
-    StartServer,
-    eventually,
-    joined,
-    left,
-)
+from server import PRIVATE_NAME
+from tests.docs.helpers import PATHS, TEXTS, Copy, blocks, commands, find
+from tests.helpers import ROOT, TIMEOUT, Join, Script, Server, StartScript, left, said
 
-Serve = Callable[[web.Application], Awaitable[URL]]
-
-# What the text shows starts many processes. So it is checked where the style is checked, too.
+# It takes many processes. So it is tested where the style is checked, too.
 pytestmark = pytest.mark.needs("lint")
 
-PATHS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("docs/*.md"))]
-TEXTS = {path.name: path.read_text() for path in PATHS}
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+math_student: Any = importlib.import_module("examples.math_student")
+
+README = TEXTS["README.md"]
+SERVER, TESTS, ECHO, AMY, BOB, ALONE, FLOOD, STUDENT, PAGE, ALLOW = commands("README.md")
+SERVERS = [line for name in TEXTS for line in commands(name) if re.search(r"server(\.py|:)", line)]
+SERVERS += re.findall("^ExecStart=(.*)", TEXTS["deploy.md"], re.MULTILINE)
+SERVERS += ["uv run server.py --port 9000", "uv run examples/simple_server.py"]
+READ, BOTH, LEAVE = blocks("README.md", "python client")
+IMPORTS, LAST_LINE = READ.partition("async def main")[0], READ.splitlines()[-1]
+STEPS = [READ, IMPORTS + BOTH + LAST_LINE, IMPORTS + BOTH.rpartition("async def")[0] + LEAVE]
+REQUESTS = re.findall(r"^\| `(.*)` \| `(.*)` \| (?:`(.*)` )?\|$", README, re.MULTILINE)
+PROXIED, CERTIFICATE, CLIENT = commands("deploy.md")[-4:-1]
+# For each proxy: a frame for what is shown, a command, and what it prints when it is up.
+NGINX = "daemon off; master_process off; pid pid; error_log stderr notice; events {} http { %s }"
+CADDY = "{\nadmin off\nauto_https disable_redirects\nhttps_port 443\n}\n%s"
+PROXIES = {
+    "nginx": (NGINX, "nginx -e stderr -p . -c nginx", "getrlimit"),
+    "caddyfile": (CADDY, "caddy run --adapter caddyfile --config caddyfile", "serving initial"),
+}
 
 
-def blocks(name: str, kind: str) -> list[str]:
-    """Return the fenced blocks of one kind in a document."""
-    return re.findall(rf"^```{kind}\n((?:.*\n)*?)^```$", TEXTS[name], re.MULTILINE)
-
-
-COMMANDS = [line for name in TEXTS for text in blocks(name, "shell") for line in text.splitlines()]
+@pytest.fixture
+def copy(tmp_path: Path, unused_tcp_port_factory: Any, start_script: StartScript) -> Copy:
+    return Copy(tmp_path, unused_tcp_port_factory, start_script)
 
 
 @pytest.mark.parametrize("path", PATHS, ids=lambda path: path.name)
 def test_links(path: Path) -> None:
     """Files and headings exist, and a name in a link to a Python file is defined there."""
-    for label, link in re.findall(r"\[([^]]+)\]\(([^)\s]+)\)", path.read_text()):
+    for label, link in re.findall(r"\[([^]]+)\]\(([^):\s]+)\)", path.read_text()):
         file, _, heading = link.partition("#")
-        if "://" in link:
-            continue
         target = path.parent / file if file else path
         assert target.exists(), link
         if heading:
-            headings = re.findall(r"^#+ (.+)$", target.read_text(), re.MULTILINE)
-            anchors = [re.sub(r"[^\w -]", "", text.lower()).replace(" ", "-") for text in headings]
-            assert heading in anchors, link
+            assert f"# {heading.replace('-', ' ')}\n" in target.read_text().lower(), link
         if target.suffix == ".py" and not label.endswith("py`"):
             for name in label.strip("`").split("."):
                 pattern = rf"^ *(class|def|async def) {name}\b|^{name} = "
                 assert re.search(pattern, target.read_text(), re.MULTILINE), label
 
 
-@pytest.mark.parametrize("name", [name for name in TEXTS if name != "README.md"])
-def test_quoted_lines_stand_in_the_source(name: str) -> None:
-    kinds = re.findall(r"^```(\S.*)$", TEXTS[name], re.MULTILINE)
-    assert TEXTS[name].count("```") == 2 * len(kinds)
-    for kind in kinds:
-        language, _, file = kind.partition(" ")
-        assert file or language in ("shell", "text", "ini", "nginx", "caddyfile"), kind
-        for text in blocks(name, kind) if file else ():
-            assert f"\n{text}" in (ROOT / file).read_text()
-
-
-def test_figures() -> None:
-    words = " ".join(TEXTS["server.md"].split())
-    for sentence in (
-        f"more than {utils.MAX_BACKLOG // 1024**2} MiB",
-        f"{utils.MAX_RATE // 1024} KiB a second",
-        f"at least {utils.MIN_COST} bytes",
-        f"may be sent {utils.DELIVERY_RATE // 1024**2} MiB a second",
-        f"Each delivery counts as at least {utils.MIN_COST} bytes",
-        f"lets it read {utils.MAX_READ // 1024} KiB from a client",
-        f"writes {utils.MAX_WRITES} outboxes in one iteration",
-        f"more than {utils.MAX_MESSAGE // 1024} KiB ends",
-        f"After {utils.HEARTBEAT:.0f} seconds of silence",
-        f"does not respond within {utils.HEARTBEAT / 2:.0f}",
-        f"gives a client {utils.CLOSE_TIMEOUT:.0f} seconds",
-    ):
-        assert sentence in words, sentence
-    assert f"pings come every {utils.HEARTBEAT:.0f} seconds" in TEXTS["deploy.md"]
-
-
-def test_names_that_are_trusted() -> None:
-    text = TEXTS["deploy.md"].partition("## Names that are trusted\n\n")[2].partition("\n\n")[0]
-    endings = re.findall(r"`\.([a-z.]+)`", text)
-    pattern = "|".join(endings).replace(".", r"\.")
-    assert PRIVATE_NAME.pattern.endswith(f"({pattern})")
-
-
-@functools.cache
-def help_of(*command: str) -> str:
-    return subprocess.check_output([*command, "--help"], cwd=ROOT, text=True)
-
-
-@pytest.mark.parametrize("command", COMMANDS)
-def test_command(command: str) -> None:
-    """Programs, scripts, groups and options exist."""
-    for group in re.findall(r"--group (\w+)", command):
-        assert group in PROJECT["dependency-groups"]
-        if not all(map(importlib.util.find_spec, PACKAGES.get(group, ()))):
-            pytest.skip(f"it needs `uv run --group {group} pytest`")
-    command = re.split(r" && | \| ", command)[-1]
-    command = re.sub(r"^\w+=\S+ |(uv|poetry) run |--group \w+ |--all-groups ", "", command)
-    words = shlex.split(re.sub(r"^python ", "", command))
-    if words[:3] == ["-m", "pip", "install"]:
-        requirements = [word for word in words[3:] if not word.startswith("-")]
-        assert requirements in (["pip>=25.1"], [*PROJECT["project"]["dependencies"], "dev"])
-        return
-    if words[0] in ("curl", "openssl", "poetry"):
-        return  # the first two are tested below
-    if words[0] == "uv" and not shutil.which("uv"):
-        pytest.skip("it needs uv")
-    script = words[:1] if words[0].endswith(".py") else ["-m", words[words[0] == "-m"]]
-    assert (ROOT / script[-1]).exists() or importlib.util.find_spec(script[-1]) or words[0] == "uv"
-    if options := {word for word in words if word.startswith("-")} - {"-m"}:
-        shown = help_of(*(words[:2] if words[0] == "uv" else [sys.executable, *script]))
-        if "aiohttp.web" in words:  # it passes on the options of server.py
-            shown += help_of(sys.executable, "server.py")
-        assert options <= set(re.findall(r"(?<![\w-])--?\w[\w-]*", shown))
-
-
-# The terminal client
-
-
-def test_commands_and_pauses_of_the_client() -> None:
+def test_names_and_figures() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    words = " ".join(" ".join(TEXTS.values()).split())
+    assert set(re.findall(r"--group (\w+)", words)) <= project["dependency-groups"].keys()
     shown = re.findall(r"^\| .*`(/\w+)", TEXTS["terminal.md"], re.MULTILINE)
     assert sorted(shown) == sorted(client.COMMANDS)
-    assert f"after {client.MIN_PAUSE} second" in TEXTS["terminal.md"]
-    assert f"up to {client.MAX_PAUSE}." in TEXTS["terminal.md"]
+    endings = "|".join(re.findall(r"`\.([a-z.]+)`", TEXTS["deploy.md"]))
+    assert PRIVATE_NAME.pattern.endswith(f"({endings})".replace(".", r"\."))
+    for sentence in (
+        " ".join(f'"{package}"' for package in project["project"]["dependencies"]),
+        f"a message every {client_echo_example.INTERVAL} seconds",
+        f"Every {math_student.INTERVAL} seconds, {math_student.NICK} asks",
+        f"after {client.MIN_PAUSE} second, then after 2, 4, and so on, up to {client.MAX_PAUSE}.",
+        f"1 to {utils.MAX_NAME} visible characters",
+        f"more than {utils.MAX_MESSAGE // 1024} KiB ends the connection",
+        f"{utils.MAX_BACKLOG // 1024**2} MiB unread",
+        f"may send {utils.MAX_RATE // 1024} KiB a second",
+        f"After {utils.HEARTBEAT:.0f} seconds of silence the server sends a ping",
+    ):
+        assert sentence in words, sentence
 
 
-async def test_pipe(serve: Serve, start_script: StartScript) -> None:
-    url = await serve(await init_app())
-    ((source, words),) = [
-        text.split("| uv run ") for text in blocks("terminal.md", "shell") if "|" in text
-    ]
-    script = await start_script(*shlex.split(words), "--url", url / "chat", shell=f"{source} |")
-    code, output, errors = await script.end()
-    messages = [line.split(": ")[1] for line in output.splitlines()[-3:]]
-    assert (code, messages, errors) == (0, ["one", "two", "three"], "")
+@pytest.mark.parametrize("command", SERVERS)
+async def test_servers(copy: Copy, command: str) -> None:
+    server = await copy.run(command, "Running on")
+    server.process.send_signal(signal.SIGINT)
+    assert (await server.end())[0] == 0
 
 
-# What goes around the server: a proxy, a certificate, a service
+async def run_client(copy: Copy, step: int, *patterns: str, loop: str = "while True") -> Script:
+    """Run my_client.py as it is after a step; it does not wait for long."""
+    code = STEPS[step - 1].replace("while True", loop).replace("sleep(15)", "sleep(1)")
+    copy.write("my_client.py", code)
+    return await copy.run("uv run python -X dev my_client.py", *patterns)
 
 
-def listens(port: int) -> bool:
-    with socket.socket() as plain:
-        return plain.connect_ex(("127.0.0.1", port)) == 0
+async def test_try_it(copy: Copy, join: Join) -> None:
+    """The commands, and the first client that one writes."""
+    await copy.run(SERVER, "Running on")
+    await copy.run(ECHO, "^> ", "^< ")
+    (shown,) = blocks("README.md", "text")
+    first, *others = re.sub(r"User\d+", r"User\\d+", shown).splitlines()
+    client = await run_client(copy, 1, f"^{first}$")
+    await (await join(copy.url)).say("hello")
+    for line in others:
+        await find(client, f"^{line}$")
+    eve = await join(copy.url, "Eve", "math")
+    for command in (AMY, BOB, *commands("terminal.md")):
+        output = await copy.output(command, "one\n")
+        assert ("> {" in output) == ("\n< '{" in output) == ("--verbose" in command)
+        assert "one" in [body.get("message") for body in await eve.catch_up()]
+    await copy.run(STUDENT, r"'MathStudent': '\d+ [-+*/] \d+'")
 
 
-def make_certificate(folder: Path) -> Path:
-    """Make cert.pem and key.pem with the command that is shown, but for other names."""
-    (command,) = [command for command in COMMANDS if command.startswith("openssl")]
-    names = "DNS:localhost,DNS:chat.example.org"
-    words = shlex.split(command.replace("DNS:chat.lan", names))
-    subprocess.run(words, cwd=folder, check=True, capture_output=True)
-    return folder / "cert.pem"
+@pytest.mark.parametrize("step", [2, 3])
+async def test_server_that_stops(copy: Copy, join: Join, step: int) -> None:
+    """After the second step, the client does not notice before it sends again."""
+    server = await copy.run(SERVER, "Running on")
+    amy, _ = await join(copy.url, "Amy", "garden"), await join(copy.url, "Eve", "garden")
+    client = await run_client(copy, step, "^Refused: Nick.* in use$", r"^You: 'Is anybody here\?'$")
+    await amy.say("Yes!")
+    await find(client, "^Amy: 'Yes!'$")
+    server.process.send_signal(signal.SIGINT)
+    if step == 2:
+        await find(client, r"^aiohttp\.client_exceptions\.ClientConnectionResetError")
+    else:
+        assert await client.end() == (0, "", "")
 
 
-def nginx(folder: Path, port: int, server_port: int) -> list[str]:
-    """Write the configuration that is shown, for these ports; return the command to run it."""
-    (server,) = blocks("deploy.md", "nginx")
-    server = server.replace("listen 443", f"listen 127.0.0.1:{port}")
-    server = server.replace("127.0.0.1:8080", f"127.0.0.1:{server_port}")
-    server = server.replace("/etc/ssl/chat", str(folder))
-    kinds = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
-    folders = "".join(f"{kind}_temp_path {folder}/{kind};\n" for kind in kinds)
-    general = f"daemon off; master_process off; pid {folder}/pid; error_log stderr;\nevents {{}}\n"
-    (folder / "nginx.conf").write_text(f"{general}http {{ access_log off; {folders}{server} }}")
-    return ["nginx", "-e", "stderr", "-c", f"{folder}/nginx.conf"]
+@pytest.mark.parametrize("loop", ["while True", "for _ in range(1)", "while 1 / 0"])
+async def test_leaving(copy: Copy, join: Join, loop: str) -> None:
+    """By Ctrl+C, because write() returns, or because it fails, which is shown once."""
+    await copy.run(SERVER, "Running on")
+    amy = await join(copy.url, "Amy", "garden")
+    client = await run_client(copy, 3, loop=loop)
+    if loop == "while True":
+        await find(client, "^You: ")
+        client.process.send_signal(signal.SIGINT)
+    code, output, _ = await client.end()
+    has_failed = loop == "while 1 / 0"
+    assert code == output.count("ZeroDivisionError") == output.count("Traceback") == has_failed
+    assert "Warning" not in output
+    assert (await amy.catch_up())[-1] == left("garden", "Eve", shame=False)
 
 
-def caddy(folder: Path, port: int, server_port: int) -> list[str]:
-    """Do the same for Caddy."""
-    (site,) = blocks("deploy.md", "caddyfile")
-    site = site.replace("127.0.0.1:8080", f"127.0.0.1:{server_port}")
-    (line,) = re.findall(r"`(tls .*?)`", TEXTS["deploy.md"])
-    name = "chat.example.org"
-    site = site.replace(f"{name} {{", f"https://{name}:{port} {{\n{line}\n")
-    (folder / "Caddyfile").write_text(f"{{\nadmin off\nauto_https disable_redirects\n}}\n{site}")
-    return ["caddy", "run", "--config", f"{folder}/Caddyfile", "--adapter", "caddyfile"]
+async def test_my_server(copy: Copy, join: Join) -> None:
+    """One can talk to it by hand, see its traceback, flood it, and chat."""
+    echo, view, app = blocks("README.md", "python server")
+    code = echo.replace("from aiohttp import web\n", view)
+    copy.write("my_server.py", re.sub(r"(app = .*\n)", rf"\1{app}", code))
+    server = await copy.run("uv run my_server.py", "Running on")
+    amy = await join(copy.url)
+    (lines,) = blocks("README.md", "python echo")
+    (flood,) = re.findall(r"`(for .*?)`", README)
+    connect = lines.splitlines()[2].replace("/echo", "/chat")
+    lines += f"{connect}\n{flood.replace('20_000', '20')}\n\n"
+    output = await copy.output("uv run python -m asyncio", copy.here(lines))
+    assert "{'echo': [1, 2]}" in output
+    assert "WSMsgType.CLOSED" in output
+    await find(server, "json.decoder.JSONDecodeError: Expecting value")
+    await amy.send(action="join_room", room="math")
+    assert "! This can't be done." in await copy.output(ALONE, "hello\n")
+    await copy.run(FLOOD)
+    messages: list[str] = []
+    while len(messages) < 221:
+        messages += filter(None, [(await amy.receive()).get("message")])
+    assert messages == ["x"] * 20 + ["hello"] + ["x" * 60_000] * 200
+
+
+@pytest.mark.parametrize(("sent", "response", "broadcast"), REQUESTS)
+async def test_requests(server: Any, join: Join, sent: str, response: str, broadcast: str) -> None:
+    amy, bob = await join(server.url, "Amy", "math"), await join(server.url, "Bob", "math")
+    await amy.catch_up()
+    await bob.websocket.send_str(sent)
+    assert await bob.receive() == json.loads(response)
+    assert await amy.catch_up() == ([json.loads(broadcast)] if broadcast else [])
+    assert await bob.catch_up() == []
+
+
+async def test_broadcasts(server: Server, join: Join) -> None:
+    amy, bob = await join(server.url, "Amy", "math"), await join(server.url, "Bob", "math")
+    bob.vanish()
+    shown = re.findall(r"^\| `(.*)` \| Bob", README, re.MULTILINE)
+    assert [await amy.receive() for _ in range(2)] == list(map(json.loads, shown))
+
+
+@pytest.mark.needs("browser")
+async def test_page(copy: Copy, join: Join, chromium: str) -> None:
+    """A message appears once. What the server refuses is not shown as one's own words."""
+    from playwright.async_api import async_playwright
+
+    await copy.run(PAGE, "Serving HTTP")
+    await copy.run(ALLOW, "Running on")
+    amy = await join(copy.url)
+    async with (
+        async_playwright() as playwright,
+        await playwright.chromium.launch(executable_path=chromium) as browser,
+    ):
+        page = await browser.new_page()
+        await page.goto(copy.here("http://localhost:8000/examples/simple_page.html"))
+        assert (await amy.receive())["action"] == "joined"
+        await amy.say("hello")
+        await page.get_by_text(f"{amy.user}: hello").wait_for()
+        await page.keyboard.type("\n<b>hi\n")  # the empty line is not sent
+        await page.get_by_text("You: <b>hi").wait_for()
+        await page.evaluate("socket.send('nonsense')")
+        await page.get_by_text("Refused: This is not valid JSON").wait_for()
+        assert await page.locator("li").count() == 3
+
+
+async def test_whisper(copy: Copy) -> None:
+    """With the solutions, the tests pass, and one can whisper in a terminal."""
+    (terminal,) = blocks("README.md", "python terminal")
+    cases = blocks("README.md", "python respond") + re.split(r" +# in .*\n", terminal)[1:]
+    places = re.findall(r"above `?(case .*?)[`\n]", README)
+    for name, case, place in zip(("server", "client", "client"), cases, places, strict=True):
+        code = (copy.folder / f"{name}.py").read_text()
+        copy.write(f"{name}.py", code.replace(f"            {place}", f"{case}            {place}"))
+    copy.write("test_whisper.py", *blocks("README.md", "python test"))
+    for command in (TESTS, *[line for line in commands("deploy.md") if "pytest" in line]):
+        assert "1 passed" in await copy.output(command, "")
+    await copy.run(SERVER, "Running on")
+    amy = await copy.run(AMY, "You are now known as Amy")
+    await copy.output(BOB, *re.findall("`(/whisper .*?)`", README))
+    await find(amy, r"\* Bob whispers: psst")
 
 
 @pytest.mark.needs("deploy")
-@pytest.mark.parametrize("configure", [nginx, caddy])
-async def test_proxy(
-    configure: Callable[[Path, int, int], list[str]],
-    tmp_path: Path,
-    start_server: StartServer,
-    join: Join,
-    unused_tcp_port: int,
-) -> None:
-    """The page chats through it, others' pages do not, and every kind of end is passed on."""
-    name = "chat.example.org"
-    certificate = make_certificate(tmp_path)
-    server = start_server("--allow-origin", f"https://{name}")
-    amy = await join(server.url)
-    command = configure(tmp_path, unused_tcp_port, server.port)
-    environment = os.environ | {"HOME": str(tmp_path)}
-    with (tmp_path / "log").open("w") as log:
-        process = await asyncio.create_subprocess_exec(
-            *command, cwd=tmp_path, env=environment, stdout=log, stderr=log
-        )
-    try:
-        await eventually(lambda: listens(unused_tcp_port))
-        connector = aiohttp.TCPConnector(ssl=ssl.create_default_context(cafile=certificate))
-        url = f"https://127.0.0.1:{unused_tcp_port}"
-        async with aiohttp.ClientSession(url, connector=connector) as session:
-
-            async def connect(origin: str) -> Member:
-                headers = {"Host": name, "Origin": origin}
-                websocket = await session.ws_connect("/chat", headers=headers, server_hostname=name)
-                return Member(websocket, await websocket.receive_json(timeout=TIMEOUT))
-
-            async with session.get("/", headers={"Host": name}, server_hostname=name) as response:
-                assert "<title>" in await response.text()
-            with pytest.raises(aiohttp.WSServerHandshakeError, match="403"):
-                await connect("https://evil.example")
-            for shame in (False, True):
-                bob = await connect(f"https://{name}")
-                assert await amy.receive() == joined("default", bob.user)
-                if shame:
-                    bob.vanish()
-                else:
-                    await bob.leave()
-                assert await amy.receive() == left("default", bob.user, shame=shame)
-            bob = await connect(f"https://{name}")
-            await amy.leave()
-            assert await bob.receive() == left("default", amy.user, shame=False)
-            stopping = asyncio.create_task(asyncio.to_thread(server.stop))
-            message = await bob.websocket.receive(timeout=TIMEOUT)
-            assert (message.type, message.data) == (aiohttp.WSMsgType.CLOSE, 1001)
-            await stopping
-    finally:
-        process.terminate()
-        await process.wait()
+@pytest.mark.parametrize("kind", PROXIES)
+async def test_proxy(copy: Copy, join: Join, kind: str) -> None:
+    """A client that trusts the certificate chats through it."""
+    port, (line,) = copy.ports["443"], re.findall(r"`(tls .*?)`", TEXTS["deploy.md"])
+    copy.replaced |= {" 443": f" {port}", "reverse_proxy": f"{line}\nreverse_proxy"}
+    copy.replaced |= {"/etc/ssl/chat/": "", "chat.example.org": "localhost"}
+    copy.replaced |= {"wss://chat.lan": f"wss://localhost:{port}", "chat.lan": "localhost"}
+    await copy.run(PROXIED, "Running on")
+    amy = await join(copy.url)
+    await copy.output(CERTIFICATE, "")
+    frame, command, shown = PROXIES[kind]
+    copy.write(kind, frame % blocks("deploy.md", kind)[0])
+    await copy.run(f"exec {command}", shown)
+    await copy.output(CLIENT, "hello\n")
+    assert (await amy.catch_up())[1]["message"] == "hello"
 
 
-@pytest.mark.needs("deploy")
-async def test_certificate(tmp_path: Path, start_script: StartScript) -> None:
-    """The terminal client trusts it if it is told to."""
-    certificate = make_certificate(tmp_path)
-    (command,) = [command for command in COMMANDS if command.startswith("SSL_CERT_FILE")]
-    variable, *_, script, option, url = shlex.split(command)
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    context.load_cert_chain(certificate, tmp_path / "key.pem")
-    runner = web.AppRunner(await init_app(), access_log=None)
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0, ssl_context=context).start()
-    try:
-        url = url.replace("chat.lan", f"localhost:{runner.addresses[0][1]}")
-        for cafile, code in ((os.devnull, 1), (str(certificate), 0)):
-            client = await start_script(script, option, url, **{variable.split("=")[0]: cafile})
-            assert (await client.end(b"hello\n"))[0] == code
-    finally:
-        await runner.cleanup()
+@pytest.mark.needs("redis")
+async def test_many_processes(copy: Copy, engine: str, join: Join) -> None:
+    """All commands run one chat, as the user that is shown."""
+    from redis import Redis
 
-
-@pytest.mark.needs("deploy")
-def test_keys_of_the_service(tmp_path: Path) -> None:
-    (unit,) = blocks("deploy.md", "ini")
-    (tmp_path / "chat.service").write_text(re.sub("(?<=ExecStart=)\\S+", sys.executable, unit))
-    words = ("systemd-analyze", "verify", "--man=no", tmp_path / "chat.service")
-    shown = subprocess.run(words, stderr=subprocess.PIPE, text=True).stderr
-    assert "chat.service" not in shown, shown
-
-
-async def test_command_of_the_service(start_script: StartScript, unused_tcp_port: int) -> None:
-    """It starts a server that says it is up."""
-    (words,) = re.findall(r"^ExecStart=\S+python (.*)$", TEXTS["deploy.md"], re.MULTILINE)
-    script = await start_script(*shlex.split(words), "--port", unused_tcp_port)
-    assert "Running" in await script.line()
-    (command,) = [command for command in COMMANDS if command.startswith("curl")]
-    url = command.split()[-1].replace("localhost:8080", f"127.0.0.1:{unused_tcp_port}")
-    async with aiohttp.ClientSession() as session, session.get(url) as response:
-        assert response.status == 200
-    script.process.send_signal(signal.SIGTERM)
-    assert (await script.end())[0] == 0
+    gunicorn, *singles = commands("many-processes.md")
+    with Redis.from_url(engine) as redis:
+        redis.flushall()
+        redis.execute_command(*blocks("many-processes.md", "text")[0].split())
+    copy.replaced["redis://localhost"] = engine.replace("//", "//chat:password@")
+    chat = await copy.run(gunicorn, *["Connected to Redis"] * 3)
+    for command in singles:
+        await copy.run(command, "Running on")
+    urls = [copy.here(f"http://127.0.0.1:{port}") for port in (8080, 8081, 8082)]
+    amy, *others = [await join(url, room="math") for url in urls]
+    await amy.say("hello")
+    for member in others:
+        assert (await member.catch_up())[-1] == said(amy.user, "hello")
+    chat.process.terminate()
+    assert (await amy.websocket.receive(TIMEOUT)).data == 1001
+    assert (await chat.end())[0] == 0

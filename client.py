@@ -30,8 +30,7 @@ START_ROOM = "default"  # where the server puts a new user
 MAX_MESSAGE = 64 * 1024  # bytes that the server accepts at once
 CLOSE_TIMEOUT = 2  # seconds to wait for the server's close frame
 MIN_PAUSE, MAX_PAUSE = 1, 60  # seconds between two attempts to connect again
-# RecursionError and ValueError come from json(), AssertionError from the address //localhost.
-CONNECTION_ERRORS = (aiohttp.ClientError, AssertionError, OSError, RecursionError, ValueError)
+CONNECTION_ERRORS = (aiohttp.ClientError, OSError, ValueError, RecursionError, AssertionError)
 NOTICE, ERROR, MENTION, FAINT = "ansicyan", "ansired", "ansimagenta bold", "dim"
 NAMES = "#0087d7 #d75f00 #008700 #d70087 #875fd7 #008787".split()  # legible on black and white
 
@@ -106,8 +105,8 @@ class Chat:
                 self.user = self.options.nick = nick
                 await self.show(f"* You are now known as {nick}", NOTICE)
             case {"action": "user_list", "room": room}, {"users": list(users)}:
-                self.users = set(users) if room == self.room else self.users
-                await self.show(f"* In {room}: {', '.join(users) or 'nobody'}", NOTICE)
+                self.users = set(map(str, users)) if room == self.room else self.users
+                await self.show(f"* In {room}: {', '.join(map(str, users)) or 'nobody'}", NOTICE)
             case {"action": "chat_message", "message": text}, _:
                 await self.show(text, name=f"{self.user}: ")
 
@@ -164,7 +163,11 @@ class Terminal:
         self.output: StyleAndTextTuples = []  # not printed yet
         self.session: PromptSession[str] = PromptSession(
             lambda: [("bold", clean(f"{self.chat.room} {self.chat.user}> ".lstrip()))],
-            completer=WordCompleter(self.words, ignore_case=True, pattern=re.compile(r"[^\s@]+")),
+            completer=WordCompleter(
+                lambda: [*COMMANDS, *map(clean, sorted(self.chat.users))],
+                ignore_case=True,
+                pattern=re.compile(r"[^\s@]+"),
+            ),
             complete_while_typing=False,
             reserve_space_for_menu=0,  # Tab shows one match after the other
             enable_suspend=True,
@@ -185,10 +188,6 @@ class Terminal:
         with contextlib.suppress(EOFError, KeyboardInterrupt, OSError):
             await self.session.prompt_async(handle_sigint=False, set_exception_handler=False)
         signal.raise_signal(signal.SIGINT)
-
-    def words(self) -> list[str]:
-        """Return what Tab can complete."""
-        return [*COMMANDS, *map(clean, sorted(self.chat.users))]
 
     def enter(self, text: str) -> bool:
         """Take what was typed; pasted text can have several lines. Return False to clear it."""
@@ -274,11 +273,12 @@ async def main(options: argparse.Namespace) -> None:
             chat = console.chat = Chat(console, options)
             try:
                 return await chat.run()
-            except CONNECTION_ERRORS as error:
+            except CONNECTION_ERRORS as error:  # ValueError: no JSON; AssertionError: //localhost
                 reason = f"{type(error).__name__}: {error}"
                 while not chat.requests.empty():
                     if text := chat.requests.get_nowait().get("message"):
                         await console.show(f"! This may not have been delivered: {text}", ERROR)
+                options.nick = options.nick or chat.user
                 pause = MIN_PAUSE if chat.user else min(2 * pause, MAX_PAUSE)
                 if not (options.reconnect and pause):
                     sys.exit(clean(f"{options.url}: {reason}"))

@@ -1,31 +1,30 @@
 """How all client scripts end: by Ctrl+C, or with a sentence that says why."""
 
 import asyncio
-import functools
 import signal
 import socket
 from typing import Any
 
 import aiohttp
 import pytest
-from aiohttp import web
+from aiohttp import WSMsgType, web
 from yarl import URL
 
 import client_echo_example
 from tests.clients.conftest import RunScript, Serve
 from tests.clients.screen import talk_until_somebody_leaves
-from tests.helpers import TIMEOUT, Join, RawClient, StartScript
+from tests.helpers import TIMEOUT, Join, StartScript
+from utils import frame
 
 SCRIPTS = "client_echo_example.py client.py examples/math_client.py examples/math_student.py"
-frame = functools.partial(RawClient.frame, masked=False)
 # What a server sends, and the reason that a script gives for its end.
 CLOSED = "ConnectionError: The server closed the connection."
-CLOSE = frame(8, b"\x03\xe9")
+CLOSE = frame(b"\x03\xe9", WSMsgType.CLOSE)
 ENDS = {
     b"": CLOSED,
     CLOSE: CLOSED,
-    frame(1, b"\xff"): "ClientError: Invalid UTF-8 text message",
-    frame(10, b""): "ClientError: No PONG received after 0.1 seconds",
+    frame(b"\xff"): "ClientError: Invalid UTF-8 text message",
+    frame(b"", WSMsgType.PONG): "ClientError: No PONG received after 0.1 seconds",
 }
 # No server should send this. It does no harm.
 ODD = b"""[]; null; 1; {}; {"success": true}; {"success": true}; {"action": ["join_room"]}
@@ -33,9 +32,9 @@ ODD = b"""[]; null; 1; {}; {"success": true}; {"success": true}; {"action": ["jo
 {"action": "chat_message", "user": "odd", "message": ["1 + 1"]}; {"action": "left", "user": "odd"}
 {"action": "left", "room": "math", "user": "odd", "shame": 1}""".replace(b"\n", b";")
 CHAT_ENDS = ENDS | {
-    b"".join(frame(1, text) for text in ODD.split(b";")) + CLOSE: CLOSED,
-    frame(1, b"not JSON"): "JSONDecodeError: ",
-    frame(1, b"[" * 100_000): "RecursionError: ",
+    b"".join(frame(text) for text in ODD.split(b";")) + CLOSE: CLOSED,
+    frame(b"not JSON"): "JSONDecodeError: ",
+    frame(b"[" * 100_000): "RecursionError: ",
 }
 
 

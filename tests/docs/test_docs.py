@@ -8,6 +8,7 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import pytest
 
 import client
@@ -218,7 +219,8 @@ async def test_whisper(copy: Copy) -> None:
     places = re.findall(r"above `?(case .*?)[`\n]", README)
     for name, case, place in zip(("server", "client", "client"), cases, places, strict=True):
         code = (copy.folder / f"{name}.py").read_text()
-        copy.write(f"{name}.py", code.replace(f"            {place}", f"{case}            {place}"))
+        (line,) = re.findall(rf"^ +{re.escape(place)}", code, re.MULTILINE)
+        copy.write(f"{name}.py", code.replace(line, case + line))
     copy.write("test_whisper.py", *blocks("README.md", "python test"))
     for command in (TESTS, *[line for line in commands("deploy.md") if "pytest" in line]):
         assert "1 passed" in await copy.output(command, "")
@@ -231,7 +233,7 @@ async def test_whisper(copy: Copy) -> None:
 @pytest.mark.needs("deploy")
 @pytest.mark.parametrize("kind", PROXIES)
 async def test_proxy(copy: Copy, join: Join, kind: str) -> None:
-    """A client that trusts the certificate chats through it."""
+    """A client that trusts the certificate chats through it, and so does a page."""
     port, (line,) = copy.ports["443"], re.findall(r"`(tls .*?)`", TEXTS["deploy.md"])
     copy.replaced |= {" 443": f" {port}", "reverse_proxy": f"{line}\nreverse_proxy"}
     copy.replaced |= {"/etc/ssl/chat/": "", "chat.example.org": "localhost"}
@@ -244,6 +246,10 @@ async def test_proxy(copy: Copy, join: Join, kind: str) -> None:
     await copy.run(f"exec {command}", shown)
     await copy.output(CLIENT, "hello\n")
     assert (await amy.catch_up())[1]["message"] == "hello"
+    page = {"Origin": "https://localhost"}
+    async with aiohttp.ClientSession(f"wss://localhost:{port}") as session:
+        websocket = await session.ws_connect("/chat", headers=page, ssl=False)
+        assert (await websocket.receive_json())["action"] == "connecting"
 
 
 @pytest.mark.needs("redis")

@@ -3,7 +3,6 @@
 import functools
 import importlib
 import logging
-import signal
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,25 +10,27 @@ from typing import Any
 import pytest
 from aiohttp import web
 
+import utils
 from server import init_app
-from tests.helpers import ConnectRaw, Join, run_engine
-from tests.server.chat import Chat
-from tests.server.processes import Processes
+from tests.helpers import HANDSHAKE, ConnectRaw, Join, Server, StartServer, run_engine
+from tests.server.helpers import Chat
+
+REDIS = pytest.mark.needs("redis")
 
 
-@pytest.fixture(params=["server", pytest.param("redis", marks=pytest.mark.needs("redis"))])
+@pytest.fixture(params=["server", pytest.param("server_redis", marks=REDIS)])
 async def app(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> web.Application:
     """The plain server, and the one whose rooms are in Redis: it is the same chat."""
     if request.param == "server":
         return await init_app()
-    from redis import Redis
-
-    address: str = request.getfixturevalue("engine")
-    monkeypatch.setenv("REDIS_URL", address)
-    with Redis.from_url(address) as redis:
-        redis.flushall()
-    redis_app: web.Application = await importlib.import_module("examples.server_redis").init_app()
-    return redis_app
+    if request.param == "simple_server":
+        monkeypatch.delitem(HANDSHAKE, "Sec-WebSocket-Extensions")  # bare clients do not compress
+    else:
+        url = request.getfixturevalue("engine")
+        importlib.import_module("redis").Redis.from_url(url).flushall()
+        monkeypatch.setenv("REDIS_URL", url)
+    app = importlib.import_module(f"examples.{request.param}").init_app()
+    return app if isinstance(app, web.Application) else await app
 
 
 @pytest.fixture
@@ -38,26 +39,37 @@ async def chat(
     serve: Any,
     join: Join,
     connect_raw: ConnectRaw,
+    monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> AsyncIterator[Chat]:
-    """The app, served in this process; whatever happens to it, it logs no error."""
+    """The app, served in this process to clients that may hurry; it logs no error."""
+    monkeypatch.setattr(utils, "MAX_RATE", 2**40)
     url = await serve(app)
     yield Chat(app, url, functools.partial(join, url), functools.partial(connect_raw, url))
-    assert not [record for record in caplog.get_records("call") if record.levelno >= logging.ERROR]
+    assert max((record.levelno for record in caplog.get_records("call")), default=0) < logging.ERROR
 
 
 @pytest.fixture
-def processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Processes]:
-    """The processes of a chat over Redis, none at first."""
+def own_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """The Valkey server of the processes that start_server() starts from here on."""
     with run_engine(tmp_path / "valkey") as engine:
         monkeypatch.setenv("REDIS_URL", engine.connection_url)
-        processes = Processes(engine, tmp_path)
-        try:
-            yield processes
-            for process in processes.started:
-                if process.process.poll() != -signal.SIGKILL:
-                    process.stop()
-        finally:
-            for process in processes.started:
-                process.process.kill()
-                process.process.wait()
+        monkeypatch.setattr(Server, "script", ("-m", "examples.server_redis"))
+        yield engine
+
+
+@pytest.fixture
+def redis(own_engine: Any) -> Iterator[Any]:
+    """A connection to own_engine."""
+    url = own_engine.connection_url
+    with importlib.import_module("redis").Redis.from_url(url, decode_responses=True) as redis:
+        yield redis
+
+
+@pytest.fixture(params=["server", pytest.param("server_redis", marks=REDIS)])
+def start(request: pytest.FixtureRequest) -> StartServer:
+    """Start plain servers, or processes over Redis."""
+    if request.param == "server_redis":
+        request.getfixturevalue("own_engine")
+    start_server: StartServer = request.getfixturevalue("start_server")
+    return start_server

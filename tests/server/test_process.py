@@ -1,60 +1,116 @@
-"""The server in a process of its own, and clients that misbehave."""
+"""server.py from outside: the handshake, the page, strangers, the options, the log, the end."""
 
 import asyncio
+import logging
 import re
-import signal
 import socket
-import struct
 import sys
 
 import aiohttp
 import pytest
 
-from server import main
-from tests.helpers import (
-    HANDSHAKE,
-    TIMEOUT,
-    ConnectRaw,
-    Join,
-    Member,
-    Server,
-    StartScript,
-    StartServer,
-    eventually,
-    request,
-)
-
-# Strangers
+from server import OPTIONS, main, parse_arguments
+from tests.helpers import HANDSHAKE, TIMEOUT, ConnectRaw, Join, Server, StartServer, eventually
+from tests.helpers import request
+from tests.server.helpers import Chat, connect
 
 
-def connect(port: int) -> socket.socket:
-    """Return a socket with a small receive buffer. Closing it resets the connection."""
-    plain = socket.create_connection(("127.0.0.1", port), TIMEOUT)
-    plain.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-    plain.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    return plain
+async def fetch(chat: Chat, path: str, headers: dict[str, str], method: str = "GET") -> str:
+    """Send a request and return the whole response: after a handshake, its headers."""
+    reader, writer = await asyncio.open_connection(chat.url.host, chat.url.port)
+    writer.write(request(path, headers, method))
+    async with asyncio.timeout(TIMEOUT):
+        response = await reader.readuntil(b"\r\n\r\n")
+        if size := re.search(rb"Content-Length: (\d+)", response):
+            response += await reader.readexactly(int(size[1]))
+    writer.close()
+    return response.decode()
+
+
+@pytest.mark.parametrize("path", ["echo", "chat"])
+async def test_request_that_is_not_a_handshake(chat: Chat, path: str) -> None:
+    """For example, somebody opens the address in a browser."""
+    headers, text = (await fetch(chat, path, {})).split("\r\n\r\n")
+    assert headers.startswith("HTTP/1.1 426 Upgrade Required\r\n")
+    expected = {"Upgrade: websocket", "Connection: Upgrade", "Sec-WebSocket-Version: 13"}
+    assert expected <= {*headers.split("\r\n")}
+    assert len(text.split()) > 3
+    for name, value in (("Key", "\xff" * 24), ("Key", ""), ("Key", "short"), ("Version", "99")):
+        response = await fetch(chat, path, HANDSHAKE | {f"Sec-WebSocket-{name}": value})
+        assert re.match(r"HTTP/1\.1 4(00|26) ", response)
+    assert "HTTP/1.1 405 " in await fetch(chat, path, HANDSHAKE, "POST")
+    assert chat.who() == {}
+
+
+# The Host of a browser's request, where this machine's name is amys-laptop.school.example.
+TRUSTED = """\
+127.0.0.1:8080 192.168.1.7:80 [::1]:80 [fe80::1] [::ffff:10.0.0.1]:8080 localhost LOCALHOST
+app.localhost:8080 localhost.:8080 amys-laptop chat.local.:8080 chat.lan host.docker.internal
+nas.home.arpa chat.test AMYS-LAPTOP.school.example.:8080 one.example two.example:8443""".split()
+# These names could lead to this machine, too: DNS rebinding.
+STRANGE = """\
+evil.example evil.example:8080 evil.example. localhost.evil.example 127.0.0.1.evil.example
+amys-laptop.evil.example school.example test.example 1.1.1.1.x evillocalhost.example""".split()
+# Origins and hosts. A browser leaves out the usual port, and a proxy may add it.
+OWN = [(f"http://{host.removesuffix(':80')}", host) for host in TRUSTED]
+OWN += [(f"https://{host}", host) for host in TRUSTED]
+OWN += [("HTTP://LOCALHOST:8080", "localhost:8080"), ("https://[::1]", "[::1]:443")]
+ALLOWED = [("https://one.example", "x.y"), ("https://two.example:8443", "localhost")]
+OTHER = "http://evil.example null http://localhost:1 http:// ftp://localhost http://localhost/"
+OTHER += f" http://localhost.evil.example http://{'x' * 1000} http://\xff"
+FOREIGN = [(f"http://{host}", host) for host in STRANGE]
+FOREIGN += [(origin, "localhost") for origin in OTHER.split(" ")]
+
+
+async def test_pages(
+    chat: Chat, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """They may connect from here, if no stranger can own the name, or if they are allowed."""
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr(socket, "gethostname", lambda: "Amys-Laptop.school.example")
+    options = "--allow-origin https://One.example --allow-origin https://two.example:8443/"
+    chat.app[OPTIONS].allow_origin = parse_arguments(options.split()).allow_origin
+    for host in TRUSTED:
+        assert (await fetch(chat, "", {"Host": host})).startswith("HTTP/1.1 200 "), host
+    for origin, host in OWN + ALLOWED:
+        for path in ("echo", "chat"):
+            response = await fetch(chat, path, HANDSHAKE | {"Origin": origin, "Host": host})
+            assert response.startswith("HTTP/1.1 101 "), (origin, host)
+            assert "Extensions" not in response
+    for origin, host in FOREIGN:
+        for path in ("echo", "chat", *([""] if host in STRANGE else [])):
+            headers = {"Host": host} if path == "" else HANDSHAKE | {"Host": host, "Origin": origin}
+            response = await fetch(chat, path, headers)
+            shown = origin[:100].replace("\xff", "?")
+            assert response.startswith("HTTP/1.1 403 "), (origin, host)
+            assert response.endswith(f"start the server with --allow-origin {shown}")
+            sentence = response.partition("\r\n\r\n")[2]
+            assert f"Refused a page. {sentence!r}" in caplog.messages
+        # A client that is not a browser may use any name.
+        assert " 101 " in await fetch(chat, "chat", HANDSHAKE | {"Host": host})
+
+
+async def test_headers_of_the_page(chat: Chat) -> None:
+    types = {"": "text/html", "chat.css": "text/css"}
+    types |= dict.fromkeys(("chat.js", "connection.js", "log.js"), "javascript")
+    for path, content_type in types.items():
+        headers, _, _ = (await fetch(chat, path, {})).partition("\r\n\r\n")
+        assert re.search(f"^Content-Type: .*{content_type}", headers, re.M)  # nosniff wants it
+        policy = "default-src 'none'(?!.*unsafe).*frame-ancestors 'none'.*trusted-types"
+        assert re.search(f"^Content-Security-Policy: {policy}", headers, re.M)
+        assert "\r\nX-Content-Type-Options: nosniff\r\n" in headers
+        assert "\r\nCache-Control: no-cache\r\n" in headers
+    assert "HTTP/1.1 200 " in await fetch(chat, "health", {})
 
 
 async def test_clients_that_vanish_during_the_handshake(server: Server, join: Join) -> None:
     """Some are gone before the response, others right after it: no traceback is logged."""
-    witness = await join(server.url)
     for number in range(100):
-        with (
-            socket.create_connection(("127.0.0.1", server.port))
-            if number % 3
-            else connect(server.port) as plain
-        ):
+        with connect(server.port) as plain:
             plain.sendall(request("chat", HANDSHAKE))
-            if number % 3 == 2:
+            if number % 2:
                 plain.recv(1)
-    last = await join(server.url)  # joins after all of them
-    came, went = list[str](), list[str]()
-    async with asyncio.timeout(TIMEOUT):
-        while sorted(came) != sorted([*went, last.user]):
-            for body in await witness.catch_up():
-                assert body.get("shame", True)
-                (came if body["action"] == "joined" else went).append(body["user"])
-    assert len(went) >= 33
+    await join(server.url)  # after all of them
 
 
 NONSENSE = [
@@ -63,8 +119,6 @@ NONSENSE = [
     request("", {"Content-Length": "x"}),
     request("", {"A": "x" * 9_000}),
     request("", {f"A{number}": "x" for number in range(200)}),
-]
-ODD = [
     b"CONNECT foo:80 HTTP/1.1\r\nHost: x\r\n\r\n" + b"x" * 100_000,
     request("", {"Expect": "\xff"}),
     request("", {"If-Modified-Since": f"Mon, 01 Jan {'9' * 22} 00:00:00 GMT"}),
@@ -73,132 +127,79 @@ ODD = [
 
 
 def test_strangers_cannot_fill_the_log(server: Server) -> None:
-    """A request that is not HTTP is one line at most; a page that nobody reads is none."""
+    """A strange request is one line at most; a page that nobody reads is none."""
     for nonsense in NONSENSE:
         with connect(server.port) as plain:
             plain.sendall(nonsense)
-            assert b" 400 " in plain.recv(100)
-    for odd in ODD:
-        with connect(server.port) as plain:
-            plain.sendall(odd)
             plain.recv(100)
     for _ in range(20):
         with connect(server.port) as plain:
             plain.sendall(request("", {}) * 50)
-    with connect(server.port) as plain:
-        plain.sendall(request("", {}))
-        assert plain.recv(15) == b"HTTP/1.1 200 OK"
-    assert server.log.count("\n") <= len(NONSENSE + ODD) + 1
+    assert server.log.count("\n") <= len(NONSENSE) + 1
     assert max(map(len, server.log.splitlines())) < 400
 
 
-# The process
-
-
 async def test_command_line_of_aiohttp(
-    unused_tcp_port: int, join: Join, start_script: StartScript
+    start_server: StartServer, join: Join, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    command = f"-m aiohttp.web -H 127.0.0.1 -P {unused_tcp_port} server:init_app"
-    script = await start_script(*command.split(), "--allow-origin", "http://x.example")
-    await eventually(lambda: listens(unused_tcp_port))
-    bob = await join(f"http://127.0.0.1:{unused_tcp_port}", "Bob", "math")
-    assert (await bob.ask(action="user_list", room="math"))["users"] == ["Bob"]
-    script.process.send_signal(signal.SIGTERM)
-    message = await bob.websocket.receive(TIMEOUT)
-    assert (message.type, message.data) == (aiohttp.WSMsgType.CLOSE, 1001)
-    code, _, _ = await script.end()
-    assert code == 0
+    monkeypatch.setattr(Server, "script", ("-u", "-m", "aiohttp.web", "server:init_app"))
+    server = start_server("--allow-origin", "http://x.example")
+    assert (await join(server.url, "Bob", "math")).room == "math"
 
 
-def listens(port: int) -> bool:
-    with socket.socket() as plain:
-        return plain.connect_ex(("127.0.0.1", port)) == 0
+WRONG = ["--port 99999", "--port {}", "--host 256.0.0.1", "--host a..b", "--port http"]
+WRONG += ["--allow-origin example.org", "--allow-origin https://"]
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        *("--port 99999", "--port {}", "--host 256.0.0.1", "--host a..b", "--port http"),
-        *("--allow-origin example.org", "--allow-origin https://"),
-    ],
-)
-def test_options_that_are_wrong(
-    monkeypatch: pytest.MonkeyPatch, options: str, unused_tcp_port: int
-) -> None:
+@pytest.mark.parametrize("options", WRONG)
+def test_options_that_are_wrong(monkeypatch: pytest.MonkeyPatch, options: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
-        command = f"server.py --host 127.0.0.1 --port {unused_tcp_port} {options.format(port)}"
+        command = f"server.py --host 127.0.0.1 --port 0 {options.format(taken.getsockname()[1])}"
         monkeypatch.setattr(sys, "argv", command.split())
         with pytest.raises(SystemExit) as caught:
             main()
-    sentence = rf"Cannot listen on --host \S+ --port ({port}|{unused_tcp_port}|99999): .*[^.]\."
     is_usage = "http" in options or "origin" in options
+    sentence = r"Cannot listen on --host \S+ --port \d+: .*[^.]\."
     assert re.fullmatch("2" if is_usage else sentence, str(caught.value))
 
 
-@pytest.mark.parametrize("is_verbose", [False, True])
-async def test_log(
-    server: Server, start_server: StartServer, join: Join, connect_raw: ConnectRaw, is_verbose: bool
-) -> None:
-    if is_verbose:
-        server = start_server("--verbose")
+@pytest.mark.parametrize("options", [(), ("--verbose",)])
+async def test_log(start: StartServer, join: Join, options: tuple[str, ...]) -> None:
+    server = start(*options)
     bob = await join(server.url, "Bob", "math")
-    await bob.ask(action="chat_message", message="secret \x1b[2J \ud800")
+    await bob.say("secret \x1b[2J \ud800")
     await bob.leave()
-    raw = await connect_raw(server.url)
-    user = (await raw.receive())["user"]
-    raw.vanish()
+    amy = await join(server.url)
+    amy.vanish()
     await eventually(lambda: "without" in server.log)
-    lines = [line.split(maxsplit=2)[2] for line in server.log.splitlines()]
+    lines = [line.split(maxsplit=2)[2] for line in server.log.splitlines() if "Redis" not in line]
     first_name = lines[0].split("'")[1]
     assert lines == [
         f"INFO {first_name!r} in 'default' connected",
         f"INFO {first_name!r} in 'default' is now 'Bob'",
         "INFO 'Bob' in 'default' goes to 'math'",
-        *([r"DEBUG 'Bob' in 'math' says 'secret \x1b[2J \ud800'"] if is_verbose else []),
+        *([r"DEBUG 'Bob' in 'math' says 'secret \x1b[2J \ud800'"] if options else []),
         "INFO 'Bob' in 'math' disconnected",
-        f"INFO {user!r} in 'default' connected",
-        f"INFO {user!r} in 'default' disconnected without a close frame",
+        f"INFO {amy.user!r} in 'default' connected",
+        f"INFO {amy.user!r} in 'default' disconnected without a close frame",
     ]
 
 
-# A shutdown
-
-
-async def test_shutdown(
-    start_server: StartServer, join: Join, connect_raw: ConnectRaw, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_shutdown(start: StartServer, join: Join, connect_raw: ConnectRaw) -> None:
     """Clients that read get 1001, and the server does not wait for long for the others."""
-    program = (
-        "import server, utils; utils.CLOSE_TIMEOUT = 0.5; utils.MAX_RATE = 2**30; server.main()"
-    )
-    monkeypatch.setattr(Server, "script", ("-c", program))
-    server = start_server()
+    server = start()
     lazy = connect(server.port)
     lazy.sendall(request("", {"Content-Length": "10"}))  # but none of these 10 bytes
     assert lazy.recv(15) == b"HTTP/1.1 200 OK"
-    echo, stalled = (
-        await connect_raw(server.url, "/echo"),
-        await connect_raw(server.url, receive_buffer=4096),
-    )
-    stalled.stop_reading()
-    # It does not read these responses, so it does not receive the close frame after them.
-    message = stalled.text(action="chat_message", message="x" * 40_000)
-    stalled.writer.write(stalled.text(action="join_room", room="art") + message * 20)
+    silent = await connect_raw(server.url, "/echo")  # does not respond to a close frame
     members = [await join(server.url, f"member {number}", "math") for number in range(20)]
     for member in members:
         await member.catch_up()
-
-    async def end(member: Member) -> int | None:
-        assert [message async for message in member.websocket] == [], "nobody is sent who left"
-        return member.websocket.close_code
-
-    ending = asyncio.gather(*map(end, members))
-    server.process.send_signal(signal.SIGTERM)
-    assert await asyncio.wait_for(ending, TIMEOUT) == [1001] * 20
-    assert await echo.close_code() == 1001
-    # The others get half a second; the rest is slack for a busy machine.
-    assert await asyncio.to_thread(server.process.wait, 8) == 0
+    server.process.terminate()
+    for member in members:  # nobody is sent who left
+        message = await member.websocket.receive(TIMEOUT)
+        assert (message.type, message.data) == (aiohttp.WSMsgType.CLOSE, 1001)
+    assert await silent.close_code() == 1001
+    assert await asyncio.to_thread(server.process.wait, 8) == 0  # 2 seconds, and slack
     lazy.close()
     assert "without" not in server.log
-    server.stop()

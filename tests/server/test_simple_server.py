@@ -1,99 +1,48 @@
 """examples/simple_server.py: the requests that it serves, and what the README shows going wrong."""
 
 import asyncio
-import functools
-import importlib
-import itertools
 import socket
-from typing import Any
 
 import aiohttp
 import pytest
 from aiohttp import web
 
-from tests.helpers import (
-    HANDSHAKE,
-    TIMEOUT,
-    ConnectRaw,
-    Join,
-    Member,
-    eventually,
-    joined,
-    said,
-    succeeded,
-)
-from tests.server.chat import Chat
+from tests.helpers import TIMEOUT, Join, eventually
+from tests.helpers import joined, listed, refused, said, succeeded
+from tests.server.helpers import Chat, longest_run, renamed
 
-simple_server: Any = importlib.import_module("examples.simple_server")
-
-pytestmark = pytest.mark.filterwarnings("ignore::aiohttp.web.NotAppKeyWarning")
+pytestmark = [
+    pytest.mark.parametrize("app", ["simple_server"], indirect=True),
+    pytest.mark.filterwarnings("ignore::aiohttp.web.NotAppKeyWarning"),
+]
 
 
-@pytest.fixture
-async def simple(
-    serve: Any, join: Join, connect_raw: ConnectRaw, monkeypatch: pytest.MonkeyPatch
-) -> Chat:
-    """The simple server, served in this process, to bare clients that do not compress."""
-    monkeypatch.delitem(HANDSHAKE, "Sec-WebSocket-Extensions")
-    app = simple_server.init_app()
-    url = await serve(app)
-    return Chat(app, url, functools.partial(join, url), functools.partial(connect_raw, url))
-
-
-@pytest.mark.parametrize(
-    ("request_body", "response", "broadcast"),
-    [
-        (said("Bob", "hi"), succeeded("chat_message", "hi"), said("Bob", "hi")),
-        (
-            {"action": "set_nick", "nick": "Rob"},
-            succeeded("set_nick"),
-            {"action": "nick_changed", "room": "math", "from_user": "Bob", "to_user": "Rob"},
-        ),
-        ({"action": "set_nick", "nick": "Amy"}, "set_nick", None),
-        (
-            {"action": "join_room", "room": "art"},
-            succeeded("join_room"),
-            {"action": "left", "room": "math", "user": "Bob"},
-        ),
-        ({"action": "join_room", "room": "math"}, "join_room", None),
-        (
-            {"action": "user_list", "room": "math"},
-            {"action": "user_list", "success": True, "room": "math", "users": ["Amy", "Bob"]},
-            None,
-        ),
-        ({"action": "dance"}, "dance", None),
-    ],
-)
-async def test_requests(simple: Chat, request_body: Any, response: Any, broadcast: Any) -> None:
-    amy, bob = await simple.join("Amy", "math"), await simple.join("Bob", "math")
-    assert await amy.catch_up() == [joined("math", "Bob")]
-    if isinstance(response, str):  # the action of a refusal
-        response = {"action": response, "success": False, "message": "This can't be done."}
-    assert await bob.ask(**request_body) == response
-    assert await amy.catch_up() == ([broadcast] if broadcast else [])
+async def test_requests(chat: Chat) -> None:
+    amy, bob = await chat.join("Amy", "math"), await chat.join("Bob", "math")
+    assert await bob.ask(action="chat_message", message="hi") == succeeded("chat_message", "hi")
+    assert await bob.ask(action="set_nick", nick="Rob") == succeeded("set_nick")
+    assert await bob.ask(action="user_list", room="math") == listed("math", "Amy", "Rob")
+    for body in ({"action": "join_room", "room": "math"}, {"action": "set_nick", "nick": "Amy"}):
+        assert await bob.ask(**body) == refused(body["action"], "This can't be done.")
+    assert await bob.ask(action="dance") == refused("dance", "This can't be done.")
+    assert await bob.ask(action="join_room", room="art") == succeeded("join_room")
     assert await bob.catch_up() == []
+    changes = [joined("math", "Bob"), said("Bob", "hi"), renamed("math", "Bob", "Rob")]
+    assert await amy.catch_up() == [*changes, {"action": "left", "room": "math", "user": "Rob"}]
 
 
-async def test_member_that_stops_reading(simple: Chat) -> None:
+async def test_member_that_stops_reading(chat: Chat) -> None:
     """It holds up the room. (Mended by utils.send.)"""
-    raw, user = await simple.connect(receive_buffer=4096)
+    raw, user = await chat.connect(receive_buffer=4096)
     raw.stop_reading()
-    transport = simple.app["websockets"]["default"][user]._req.transport
+    transport = chat.app["websockets"]["default"][user]._req.transport
     transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
-    amy, bob = await simple.join(), await simple.join()
+    amy, bob = await chat.join(), await chat.join()
     await amy.catch_up()
-
-    async def talk() -> None:
-        for _ in range(10):
-            await amy.ask(action="chat_message", message="x" * 60_000)
-
-    talking = asyncio.create_task(talk())
-    await eventually(
-        lambda: transport.get_write_buffer_size() > transport.get_write_buffer_limits()[1]
-    )
-    await bob.catch_up()
+    talking = asyncio.create_task(amy.say(*["x" * 60_000] * 10))
+    await eventually(lambda: transport.get_write_buffer_size() > 64 * 1024)
     for _ in range(100):
-        assert await bob.catch_up() == []
+        await bob.catch_up()
     assert not talking.done()
     raw.writer.transport.resume_reading()  # type: ignore[attr-defined]
     reading = asyncio.create_task(raw.reader.read())
@@ -101,49 +50,40 @@ async def test_member_that_stops_reading(simple: Chat) -> None:
     reading.cancel()
 
 
-async def test_flood(simple: Chat) -> None:
+async def test_flood(chat: Chat) -> None:
     """Others wait until all that one client has sent is done. (Mended by utils.receive.)"""
-    witness = await simple.join()
-    flooder, other = await simple.connect_raw(), await simple.connect_raw()
-    for raw in flooder, other:
-        raw.writer.write(raw.text(action="chat_message", message="x") * 400)
-    speakers: list[str] = []
-    while len(speakers) < 800:
-        if (body := await witness.receive())["action"] == "chat_message":
-            speakers.append(body["user"])
-    assert max(len(list(run)) for _, run in itertools.groupby(speakers)) > 100
+    assert await longest_run(chat) > 100
 
 
-async def test_vanished_clients(simple: Chat, caplog: pytest.LogCaptureFixture) -> None:
+async def test_vanished_clients(chat: Chat, caplog: pytest.LogCaptureFixture) -> None:
     """One fails because of another, so not all receive "left". (Mended by utils.flush.)"""
-    first, second, witness = [await simple.join() for _ in range(3)]
+    first, second, witness = [await chat.join() for _ in range(3)]
     await witness.catch_up()
     for member in first, second:
         member.vanish()
-    await eventually(lambda: simple.who() == {"default": [witness.user]})
-    lefts = [body["user"] for body in await witness.catch_up()]
-    assert lefts in ([first.user], [second.user])
+    await eventually(lambda: chat.who() == {"default": [witness.user]})
+    assert [body["action"] for body in await witness.catch_up()] == ["left"]
     assert "Cannot write to closing transport" in caplog.text
+    caplog.clear()
 
 
-async def test_bad_json(simple: Chat, caplog: pytest.LogCaptureFixture) -> None:
+async def test_bad_json(chat: Chat, caplog: pytest.LogCaptureFixture) -> None:
     """It ends the connection, with a traceback. (Mended by utils.read_json.)"""
-    bob = await simple.join()
+    bob = await chat.join()
     await bob.websocket.send_str("nonsense")
     assert (await bob.websocket.receive(TIMEOUT)).type is aiohttp.WSMsgType.CLOSED
     assert bob.websocket.close_code == 1006  # no close frame came
     assert "JSONDecodeError" in caplog.text
+    caplog.clear()
 
 
-async def test_shutdown() -> None:
+async def test_shutdown(app: web.Application, join: Join) -> None:
     """The server waits for its members, and then breaks off. (Mended by server.shutdown.)"""
-    runner = web.AppRunner(simple_server.init_app(), shutdown_timeout=0.01)  # by default, 60 s
+    runner = web.AppRunner(app, shutdown_timeout=0.01)  # by default, 60 s
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
-    url = f"http://127.0.0.1:{runner.addresses[0][1]}/chat"
-    async with aiohttp.ClientSession() as session, session.ws_connect(url) as websocket:
-        member = Member(websocket, await websocket.receive_json(timeout=TIMEOUT))
-        assert await member.catch_up() == []
-        await runner.cleanup()
-        assert (await websocket.receive(TIMEOUT)).type is aiohttp.WSMsgType.CLOSED
-        assert websocket.close_code == 1006  # no close frame came
+    bob = await join(f"http://127.0.0.1:{runner.addresses[0][1]}")
+    assert await bob.catch_up() == []
+    await runner.cleanup()
+    assert (await bob.websocket.receive(TIMEOUT)).type is aiohttp.WSMsgType.CLOSED
+    assert bob.websocket.close_code == 1006  # no close frame came

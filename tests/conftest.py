@@ -108,7 +108,7 @@ async def serve() -> AsyncIterator[Serve]:
     runners = []
 
     async def serve(app: web.Application) -> URL:
-        runners.append(web.AppRunner(app, access_log=None, shutdown_timeout=1))
+        runners.append(web.AppRunner(app, access_log=None, shutdown_timeout=0.1))
         await runners[-1].setup()
         await web.TCPSite(runners[-1], "127.0.0.1", 0).start()
         return URL(f"http://127.0.0.1:{runners[-1].addresses[0][1]}/")

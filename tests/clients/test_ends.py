@@ -3,6 +3,9 @@
 import asyncio
 import signal
 import socket
+import ssl
+import subprocess
+from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -34,7 +37,7 @@ ODD = b"""[]; null; 1; {}; {"success": true}; {"success": true}; {"action": ["jo
 CHAT_ENDS = ENDS | {
     b"".join(frame(text) for text in ODD.split(b";")) + CLOSE: CLOSED,
     frame(b"not JSON"): "JSONDecodeError: ",
-    frame(b"[" * 100_000): "RecursionError: ",
+    frame(b"[" * 100_000) + CLOSE: "RecursionError: ",
 }
 
 
@@ -124,6 +127,36 @@ async def test_server_without_a_websocket(
         for reason in responses.values():
             assert reason in await run_script(f"ws://{host}:{port}/")
     assert f"Cannot connect to host {host}:{port} " in await run_script(f"ws://{host}:{port}/")
+
+
+@pytest.fixture
+def certificate(tmp_path: Path) -> Path:
+    """A certificate for localhost, and its key."""
+    path = tmp_path / "localhost.pem"
+    command = f"openssl req -x509 -nodes -newkey rsa:2048 -keyout {path} -out {path}.crt"
+    command += " -subj /CN=localhost -addext subjectAltName=DNS:localhost"
+    subprocess.run(command.split(), check=True, capture_output=True)
+    path.write_text(path.read_text() + Path(f"{path}.crt").read_text())
+    return path
+
+
+@pytest.mark.needs("deploy")
+async def test_server_with_tls(
+    run_script: RunScript, aiohttp_server: Any, certificate: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or without it, where one expects it; or with the certificate of another name."""
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(certificate)
+    secure = await aiohttp_server(web.Application(), ssl=context)
+    plain = await aiohttp_server(web.Application())
+    for server, reason in ((plain, "[SSL"), (secure, "certificate verify failed: self-signed")):
+        assert reason in await run_script(f"wss://localhost:{server.port}/")
+    trusting = ssl.create_default_context(cafile=certificate)
+    monkeypatch.setattr(aiohttp.connector, "_SSL_CONTEXT_VERIFIED", trusting)
+    assert ": 404, message=" in await run_script(f"wss://localhost:{secure.port}/")
+    reason = "certificate is not valid for '127.0.0.1'"
+    assert reason in await run_script(f"wss://127.0.0.1:{secure.port}/")
+    assert "Cannot connect to host no.invalid:443" in await run_script("wss://no.invalid/")
 
 
 async def test_address_that_is_none(run_script: RunScript) -> None:

@@ -333,7 +333,8 @@ async def test_long_conversation(server: Server, join: Join, bob: ChatPage, ann:
         await expect(last).to_be_in_viewport()
 
 
-async def test_looks(server: Server, join: Join, open_page: OpenPage) -> None:
+async def test_looks(start_server: StartServer, join: Join, open_page: OpenPage) -> None:
+    server = start_server()
     chat = await open_page(server.url, "R" * 32, "W" * 32)
     axe = importlib.resources.files("axe_playwright_python").joinpath("axe.min.js")
     await chat.page.evaluate(axe.read_text())
@@ -381,10 +382,10 @@ async def test_looks(server: Server, join: Join, open_page: OpenPage) -> None:
     await expect(chat.button("Send")).to_be_in_viewport(ratio=0.99)
     await check("refused, on a phone on its side")
     await chat.page.set_viewport_size({"width": 1280, "height": 800})
-    for _ in range(98):
+    for _ in range(198):
         await join(server.url, room="R" * 32)
-    await expect(chat.users).to_have_count(100)
-    await check("100 users")
+    await expect(chat.users).to_have_count(200)
+    await check("200 users")
     # A dot that becomes a ring is seen where a system forces its colours, too.
     border = "e => parseInt(getComputedStyle(e, '::before').borderTopWidth)"
     connected = await chat.status.evaluate(border)

@@ -211,6 +211,9 @@ def flush(websockets: list["ClientSocket"]) -> None:
 class ClientSocket(web.WebSocketResponse):
     """A client's WebSocket."""
 
+    # Python shares the layout of up to 30 attributes, and aiohttp has 29: this saves 1.2 KiB.
+    __slots__ = ("outbox", "paid_until", "transport")
+
     def __init__(self, request: web.Request) -> None:
         super().__init__(
             heartbeat=HEARTBEAT,

@@ -74,16 +74,16 @@ class Screen:
             await self.shows(*rows, cursor=cursor)
 
     async def end(self) -> tuple[int | None, str]:
-        """Wait until the program ends; return its exit code and its errors."""
-        _, errors = await asyncio.wait_for(self.process.communicate(), TIMEOUT)
-        return self.process.returncode, errors.decode()
+        """Wait until the program ends, and has restored an open terminal.
 
-    async def is_restored(self) -> None:
-        """Wait until the terminal is as it was, with the cursor at the beginning of a row."""
-        await self.waits_for(lambda: termios.tcgetattr(self.slave) == self.attributes)
-        await self.waits_for(
-            lambda: os.get_blocking(self.slave.fileno()) and self.screen.cursor.x == 0
-        )
+        Return its exit code and its errors.
+        """
+        _, errors = await asyncio.wait_for(self.process.communicate(), TIMEOUT)
+        if not self.master.closed:
+            await self.waits_for(lambda: self.screen.cursor.x == 0)
+            assert termios.tcgetattr(self.slave) == self.attributes
+            assert os.get_blocking(self.slave.fileno())
+        return self.process.returncode, errors.decode()
 
     def close(self) -> None:
         """Close the window, if it is open."""

@@ -1,20 +1,21 @@
 """client.py without a terminal: it reads and prints plain lines."""
 
+import argparse
 import asyncio
+import io
 import json
+import sys
 from pathlib import Path
 
 import pytest
 from aiohttp import WSMsgType, web
 from yarl import URL
 
-from client import HELP
+import client
 from tests.clients.conftest import Serve
 from tests.clients.screen import talk_until_somebody_leaves
-from tests.helpers import TIMEOUT, Join, StartScript, left, said
+from tests.helpers import TIMEOUT, Join, StartScript, left, said, succeeded
 
-# Each starts a process or two, which takes a second. They run where the style is checked, too.
-slow = pytest.mark.needs("lint")
 # What is typed, and what is shown. Input that is not UTF-8 is escaped.
 LINES = {
     "one": "Bob: one",
@@ -27,25 +28,11 @@ LINES = {
     "/users": "* In lounge: Amy, Robert Two",
     "/users art": "* In art: nobody",
     "/join art": "* You are now in art\n* In art: Robert Two",
-    "/help": "\n".join(f"* {row}" for row in HELP.splitlines()),
+    "/help": "\n".join(f"* {row}" for row in client.HELP.splitlines()),
     "z" * 200_000: "! Too long: 200041 bytes; the limit is 65536",
     "y" * 60_000: "Robert Two: " + "y" * 60_000,
     "\udcff": r"Robert Two: \xff",
 }
-# IDLE's streams say that they are a terminal, but are not files.
-IDLE = """
-import runpy, sys
-
-class Stream:
-    def __init__(self, stream):
-        self.readline, self.write, self.flush = stream.readline, stream.write, stream.flush
-
-    def isatty(self):
-        return True
-
-sys.stdin, sys.stdout = Stream(sys.stdin), Stream(sys.stdout)
-runpy.run_path("client.py", run_name="__main__")
-"""
 
 
 async def test_lines_and_commands(url: URL, join: Join, start_script: StartScript) -> None:
@@ -97,18 +84,23 @@ async def test_files(url: URL, start_script: StartScript, tmp_path: Path) -> Non
     assert (tmp_path / "out").read_text().splitlines() == shown
 
 
-@slow
-async def test_idle(url: URL, start_script: StartScript) -> None:
-    script = await start_script("-c", IDLE, "--url", url, "--nick", "Bob", "--verbose")
-    code, output, errors = await script.end(b"hello\n")
-    assert (code, errors) == (0, "")
-    shown = [line[6:] for line in output.splitlines()]  # without the times
+async def test_idle(url: URL, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its streams say that they are a terminal, but are not files."""
+
+    class Stream(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setattr(sys, "stdin", Stream("hello\n"))
+    monkeypatch.setattr(sys, "stdout", output := Stream())
+    settings = {"url": url, "nick": "Bob", "room": "math", "verbose": True, "reconnect": False}
+    await client.main(argparse.Namespace(**settings))
+    shown = [line[6:] for line in output.getvalue().splitlines()]  # without the times
     assert shown[-3] == '> {"action": "chat_message", "message": "hello"}'
-    body = {"action": "chat_message", "success": True, "message": "hello"}
-    assert shown[-2:] == [f"< {json.dumps(body)!r}", "Bob: hello"]
+    assert shown[-2:] == [f"< {json.dumps(succeeded('chat_message', 'hello'))!r}", "Bob: hello"]
 
 
-@slow
+@pytest.mark.needs("lint")
 @pytest.mark.parametrize("redirect", ["<&-", ">&-"])
 async def test_closed_streams(start_script: StartScript, redirect: str) -> None:
     script = await start_script("client.py", redirect=redirect)
@@ -117,7 +109,6 @@ async def test_closed_streams(start_script: StartScript, redirect: str) -> None:
 
 
 async def test_output_that_closes(url: URL, join: Join, start_script: StartScript) -> None:
-    """How it ends by Ctrl+C is in test_ends.py."""
     amy = await join(url.parent, "Amy")
     await start_script("client.py", "--url", url, redirect="| head -n 3")
     assert (await talk_until_somebody_leaves(amy, "Hello!"))["shame"] is False

@@ -1,4 +1,4 @@
-"""What the tests of the clients share: a terminal, and a member who talks all the time."""
+"""A terminal for the tests of client.py."""
 
 import asyncio
 import contextlib
@@ -9,12 +9,11 @@ import re
 import struct
 import termios
 from collections.abc import Callable
-from typing import Any
 
 import pyte
 import pytest
 
-from tests.helpers import TIMEOUT, Member, eventually
+from tests.helpers import TIMEOUT, eventually
 
 
 class Screen:
@@ -91,12 +90,3 @@ class Screen:
             asyncio.get_running_loop().remove_reader(self.master)
             self.master.close()
             self.slave.close()
-
-
-async def talk_until_somebody_leaves(member: Member, text: str) -> Any:
-    """Let a member send a message for each that it receives; return the broadcast that ends it."""
-    async with asyncio.timeout(TIMEOUT):
-        body = {"action": "joined"}
-        while body["action"] != "left":
-            body = await member.ask(action="chat_message", message=text)
-    return body

@@ -13,13 +13,11 @@ math_client: Any = importlib.import_module("examples.math_client")
 math_student: Any = importlib.import_module("examples.math_student")
 
 SUMS = {
-    "1 + 1": "2",
     "44 -14": "30",
     "-3 * 2": "-6",
     "3--2": "5",
     "+3 + +2": "5",
     "  7/2  ": "3.5",
-    "-8 / 2": "-4",
     "007 + 1": "8",
     "300000000000000000003 / -3": "-100000000000000000001",
     "9" * 50 + " * " + "9" * 50: "9" * 49 + "8" + "0" * 49 + "1",

@@ -29,7 +29,6 @@ LINES = {
     "/join art": "* You are now in art\n* In art: Robert Two",
     "/help": "\n".join(f"* {row}" for row in client.HELP.splitlines()),
     "z" * 200_000: "! Too long: 200041 bytes; the limit is 65536",
-    "y" * 60_000: "Robert Two: " + "y" * 60_000,
     "\udcff": r"Robert Two: \xff",
 }
 
@@ -54,9 +53,8 @@ async def test_output_that_nobody_reads(
     has_responded = asyncio.Event()
 
     async def talk(websocket: web.WebSocketResponse) -> None:
-        for _ in range(10):
-            body = {"action": "chat_message", "user": "Amy", "message": "x" * 60_000}
-            await websocket.send_json(body)
+        body = {"action": "chat_message", "user": "Amy", "message": "x" * 600_000}
+        await websocket.send_json(body)
         await websocket.ping()
         while (await websocket.receive()).type is not WSMsgType.PONG:
             pass
@@ -64,8 +62,7 @@ async def test_output_that_nobody_reads(
 
     script = await start_script("client.py", "--url", await serve_websocket(talk))
     await asyncio.wait_for(has_responded.wait(), TIMEOUT)
-    _, output, _ = await script.end()
-    assert output.splitlines() == ["Amy: " + "x" * 60_000] * 10
+    assert (await script.end())[1] == "Amy: " + "x" * 600_000 + "\n"
 
 
 async def test_files(url: URL, start_script: StartScript, tmp_path: Path) -> None:

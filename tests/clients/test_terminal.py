@@ -4,7 +4,6 @@ import asyncio
 import fcntl
 import os
 import shlex
-import socket
 import subprocess
 import sys
 import termios
@@ -184,14 +183,6 @@ async def test_server_that_goes_away(serve_websocket: ServeWebSocket, start: Sta
     assert (await bob.end())[0] == 1
     await bob.contains("! This may not have been delivered: hello")
     await bob.contains(f"> {line.rstrip()}")
-
-
-async def test_ctrl_d_while_it_connects(start: Start) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        bob = await start(*CLIENT, f"ws://127.0.0.1:{listener.getsockname()[1]}/")
-        await bob.shows(">")
-        await bob.type("\x04")
-        assert await bob.end() == (0, "")
 
 
 @pytest.mark.parametrize("way", ["\x03", "\x04", "/quit\r", "SIGTERM", "close the window"])

@@ -100,8 +100,9 @@ async def test_ctrl_c_in_a_busy_room(
     script: str, start_script: StartScript, busy_room: URL
 ) -> None:
     client = await start_script(script, "--url", busy_room)
-    while r"Hello! \x9b2J" not in await client.line():
-        pass
+    while "Hello!" not in (line := await client.line()):
+        assert line
+    assert r"Hello! \x9b2J" in line
     client.process.send_signal(signal.SIGINT)
     code, _, errors = await client.end()
     assert (code, errors) == (0, "")
@@ -158,7 +159,7 @@ async def test_server_without_a_websocket(
 async def test_server_with_tls(
     run_script: RunScript, aiohttp_server: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Or without it, or with a certificate for another name, or one that does not exist."""
+    """Or without it, or with a certificate for another name, or at a name that nobody has."""
     certificate, key = tmp_path / "certificate", tmp_path / "key"
     command = f"openssl req -x509 -nodes -newkey rsa:2048 -keyout {key} -out {certificate}"
     command += " -subj /CN=localhost -addext subjectAltName=DNS:localhost"

@@ -3,7 +3,6 @@
 import asyncio
 import fcntl
 import os
-import shlex
 import subprocess
 import sys
 import termios
@@ -20,18 +19,18 @@ from tests.clients.screen import Screen
 from tests.helpers import ROOT, WARNINGS, Join, Member, said
 
 Start = Callable[..., Awaitable[Screen]]
-CLIENT = [sys.executable, *WARNINGS, "client.py", "--url"]
 
 
 @pytest.fixture
 async def start() -> AsyncIterator[Start]:
-    """Start a program on a terminal of its own: `await start(*command, NO_COLOR="1")`."""
+    """Start clients, each on a terminal of its own: `await start(url, *options, NO_COLOR="1")`."""
     screens = []
 
-    async def start(*command: Any, **environment: str) -> Screen:
+    async def start(*options: Any, shell: str = 'exec "$@"', **environment: str) -> Screen:
         screens.append(screen := Screen())
         screen.process = await asyncio.create_subprocess_exec(
-            *map(str, command),
+            *("sh", "-c", shell, "sh", sys.executable, *WARNINGS),
+            *("client.py", "--url", *map(str, options)),
             stdin=screen.slave,
             stdout=screen.slave,
             stderr=subprocess.PIPE,
@@ -59,7 +58,7 @@ async def amy(url: URL, join: Join) -> Member:
 @pytest.fixture
 async def bob(url: URL, amy: Member, start: Start) -> Screen:
     """Bob, who has come to Amy, at a terminal."""
-    bob = await start(*CLIENT, url, "--room", "math", "--nick", "Bob")
+    bob = await start(url, "--room", "math", "--nick", "Bob")
     await bob.contains("In math: Amy, Bob")
     await amy.catch_up()
     return bob
@@ -86,8 +85,8 @@ async def test_notices_and_completion(url: URL, join: Join, bob: Screen) -> None
 async def test_reconnect(aiohttp_server: Any, join: Join, start: Start) -> None:
     """It comes back to its room, under its name, and with what was typed meanwhile."""
     server = await aiohttp_server(await init_app())
-    command = [*CLIENT, server.make_url("/chat"), "--nick", "Bob", "--reconnect"]
-    bob = await start(*command, NO_COLOR="1")
+    options = (server.make_url("/chat"), "--nick", "Bob", "--reconnect")
+    bob = await start(*options, NO_COLOR="1")
     await bob.contains("default Bob>")
     await bob.type("/join math\r/nick Bobby\r")
     await bob.shows("@ * You are now known as Bobby", "@ * In math: Bobby", "math Bobby>")
@@ -95,7 +94,7 @@ async def test_reconnect(aiohttp_server: Any, join: Join, start: Start) -> None:
     await server.close()
     await bob.contains("! ConnectionError: The server closed the connection. (trying again in 1 s)")
     await bob.contains("(trying again in 2 s)")
-    assert (await (await start(*command)).end())[0] == 1  # because it could not connect at first
+    assert (await (await start(*options)).end())[0] == 1  # because it could not connect at first
     await bob.type("I am back\r")
     server = await aiohttp_server(await init_app(), port=port)
     await bob.shows("@ Bobby: I am back", "@ * In math: Bobby", "math Bobby>")
@@ -148,7 +147,7 @@ async def test_text_from_others_is_text(serve_websocket: ServeWebSocket, start: 
         await websocket.send_json(body)
         await websocket.receive()
 
-    bob = await start(*CLIENT, await serve_websocket(talk))
+    bob = await start(await serve_websocket(talk))
     shown = ascii(hostile)[1:-1]
     await bob.contains(f"{shown}: {shown}")
     await bob.type(r"\x1b" + "\t")
@@ -174,7 +173,7 @@ async def test_colour(amy: Member, bob: Screen) -> None:
 async def test_server_that_goes_away(serve_websocket: ServeWebSocket, start: Start) -> None:
     """What may be lost stays on the screen in full, so that it can be copied."""
     is_over = asyncio.Event()
-    bob = await start(*CLIENT, await serve_websocket(lambda _: is_over.wait()))
+    bob = await start(await serve_websocket(lambda _: is_over.wait()))
     await bob.shows(">")
     line = "half typed " * 10
     await bob.type(f"hello\r{line}")
@@ -188,7 +187,7 @@ async def test_server_that_goes_away(serve_websocket: ServeWebSocket, start: Sta
 @pytest.mark.parametrize("way", ["\x03", "\x04", "/quit\r", "SIGTERM", "close the window"])
 async def test_end_in_a_busy_room(busy_room: URL, start: Start, way: str) -> None:
     """It closes the WebSocket properly, and prints no traceback."""
-    bob = await start(*CLIENT, busy_room)
+    bob = await start(busy_room)
     await bob.contains("Hello!")
     if way == "SIGTERM":
         bob.process.terminate()
@@ -205,7 +204,7 @@ async def test_end_in_a_busy_room(busy_room: URL, start: Start, way: str) -> Non
 
 async def test_dumb_terminal(url: URL, start: Start) -> None:
     """It gets plain lines, and echoes what is typed."""
-    bob = await start(*CLIENT, url, "--nick", "Bob", TERM="dumb")
+    bob = await start(url, "--nick", "Bob", TERM="dumb")
     await bob.shows("@ * You are now known as Bob", "@ * In default: Bob")
     await bob.type("line\n", "@ * In default: Bob", "line", "@ Bob: line")
     await bob.type("\x04")
@@ -215,9 +214,8 @@ async def test_dumb_terminal(url: URL, start: Start) -> None:
 
 async def test_suspend(url: URL, start: Start) -> None:
     """Ctrl+Z leaves the terminal to the shell, and fg brings the half-typed line back."""
-    command = shlex.join([*CLIENT, str(url), "--nick", "Bob"])
-    shell = f"exec 2>&1; set -m; {command}; echo suspended; read line; fg"
-    bob = await start("sh", "-c", shell)
+    shell = 'exec 2>&1; set -m; "$@"; echo suspended; read line; fg'
+    bob = await start(url, "--nick", "Bob", shell=shell)
     await bob.contains("default Bob>")
     await bob.type("half typed", "default Bob> half typed")
     await bob.type("\x1a")

@@ -100,6 +100,6 @@ async def test_closed_streams(start_script: StartScript) -> None:
         assert await script.end() == (1, "", sentence)
 
 
-async def test_output_that_closes(busy_room: URL, start_script: StartScript) -> None:
+async def test_output_that_closes(start_script: StartScript, busy_room: URL) -> None:
     script = await start_script("client.py", "--url", busy_room, redirect="| head -n 3")
     assert (await script.end())[2] == ""

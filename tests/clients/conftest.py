@@ -1,40 +1,33 @@
 """The fixtures of the client scripts' tests."""
 
 import asyncio
-import os
-import runpy
-import sys
-from collections.abc import Awaitable, Callable, Iterator
-from typing import Any
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
 
-import aiohttp
 import pytest
-from aiohttp import web
+from aiohttp import WSMsgType, web
 from yarl import URL
 
 from server import init_app
-from tests.helpers import ROOT, TIMEOUT
+from tests.helpers import TIMEOUT, Serve
 
-Talk = Callable[[web.WebSocketResponse], Awaitable[object]]
-ServeApp = Callable[[web.Application], Awaitable[URL]]
-Serve = Callable[[Talk], Awaitable[URL]]
-RunScript = Callable[[Any], Awaitable[str]]
+ServeWebSocket = Callable[[Callable[[web.WebSocketResponse], Awaitable[object]]], Awaitable[URL]]
 
 
 @pytest.fixture
-async def url(serve: ServeApp) -> URL:
+async def url(serve: Serve) -> URL:
     """The address of a chat in this process."""
     return await serve(await init_app()) / "chat"
 
 
 @pytest.fixture
-def serve_websocket(serve: ServeApp) -> Serve:
+def serve_websocket(serve: Serve) -> ServeWebSocket:
     """Start a server with `url = await serve_websocket(talk)`.
 
     It waits for the first message of a client, and leaves everything else to `talk`.
     """
 
-    async def serve_websocket(talk: Talk) -> URL:
+    async def serve_websocket(talk: Callable[[web.WebSocketResponse], Awaitable[object]]) -> URL:
         async def view(request: web.Request) -> web.WebSocketResponse:
             websocket = web.WebSocketResponse(autoclose=False, autoping=False)
             await websocket.prepare(request)
@@ -50,24 +43,24 @@ def serve_websocket(serve: ServeApp) -> Serve:
 
 
 @pytest.fixture
-def run_script(script: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[RunScript]:
-    """Run the script with `await run_script(url)`; return the reason that it exits with."""
+async def busy_room(serve_websocket: ServeWebSocket) -> AsyncIterator[URL]:
+    """The address of a server whose client must close the WebSocket, and read until it is closed.
 
-    def run(url: str) -> str:
-        monkeypatch.setattr(sys, "argv", [script, "--url", url])
-        with pytest.raises(SystemExit) as end:
-            runpy.run_path(str(ROOT / script), run_name="__main__")
-        sentence = str(end.value.code)
-        assert sentence.isprintable()
-        assert sentence.startswith(f"{url}: ")
-        return sentence.removeprefix(f"{url}: ")
+    It sends a message, an escape sequence in it, as soon as the client has read the last one.
+    """
+    is_closed = asyncio.Event()
 
-    reading, writing = os.pipe()
-    with open(reading) as stdin, open(writing, "w"):
-        monkeypatch.setattr(sys, "stdin", stdin)
-        # It runs in a thread, where Python has no signals.
-        monkeypatch.setattr(asyncio.SelectorEventLoop, "add_signal_handler", lambda *_: None)
-        # It has to say how long it waits for a close frame.
-        endless = aiohttp.ClientWSTimeout(ws_close=1000)
-        monkeypatch.setattr(aiohttp.client, "DEFAULT_WS_CLIENT_TIMEOUT", endless)
-        yield lambda url: asyncio.wait_for(asyncio.to_thread(run, str(url)), TIMEOUT)
+    async def talk(websocket: web.WebSocketResponse) -> None:
+        body = {"action": "chat_message", "user": "Amy", "message": "Hello! \x9b2J"}
+        received = None
+        while received is not WSMsgType.CLOSE:
+            await websocket.send_str(json.dumps(body, ensure_ascii=False))
+            await websocket.ping()
+            received = (await websocket.receive()).type
+        for _ in range(100):  # more than the system's buffers hold
+            await websocket.send_json(body | {"message": "x" * 60_000})
+        await websocket.close()
+        is_closed.set()
+
+    yield await serve_websocket(talk)
+    await asyncio.wait_for(is_closed.wait(), TIMEOUT)

@@ -1,4 +1,4 @@
-"""What the tests of the clients share: a terminal, and a member who talks all the time."""
+"""A terminal for the tests of client.py."""
 
 import asyncio
 import contextlib
@@ -9,12 +9,11 @@ import re
 import struct
 import termios
 from collections.abc import Callable
-from typing import Any
 
 import pyte
 import pytest
 
-from tests.helpers import TIMEOUT, Member, eventually
+from tests.helpers import TIMEOUT, eventually
 
 
 class Screen:
@@ -74,16 +73,16 @@ class Screen:
             await self.shows(*rows, cursor=cursor)
 
     async def end(self) -> tuple[int | None, str]:
-        """Wait until the program ends; return its exit code and its errors."""
-        _, errors = await asyncio.wait_for(self.process.communicate(), TIMEOUT)
-        return self.process.returncode, errors.decode()
+        """Wait until the program ends, and has restored an open terminal.
 
-    async def is_restored(self) -> None:
-        """Wait until the terminal is as it was, with the cursor at the beginning of a row."""
-        await self.waits_for(lambda: termios.tcgetattr(self.slave) == self.attributes)
-        await self.waits_for(
-            lambda: os.get_blocking(self.slave.fileno()) and self.screen.cursor.x == 0
-        )
+        Return its exit code and its errors.
+        """
+        _, errors = await asyncio.wait_for(self.process.communicate(), TIMEOUT)
+        if not self.master.closed:
+            await self.waits_for(lambda: self.screen.cursor.x == 0)
+            assert termios.tcgetattr(self.slave) == self.attributes
+            assert os.get_blocking(self.slave.fileno())
+        return self.process.returncode, errors.decode()
 
     def close(self) -> None:
         """Close the window, if it is open."""
@@ -91,12 +90,3 @@ class Screen:
             asyncio.get_running_loop().remove_reader(self.master)
             self.master.close()
             self.slave.close()
-
-
-async def talk_until_somebody_leaves(member: Member, text: str) -> Any:
-    """Let a member send a message for each that it receives; return the broadcast that ends it."""
-    async with asyncio.timeout(TIMEOUT):
-        body = {"action": "joined"}
-        while body["action"] != "left":
-            body = await member.ask(action="chat_message", message=text)
-    return body

@@ -2,28 +2,22 @@
 
 import asyncio
 import importlib
-import re
-from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import pytest
 from yarl import URL
 
-from tests.clients.conftest import RunScript
-from tests.helpers import TIMEOUT, Join, Member
+from tests.helpers import TIMEOUT, Join, StartScript, said
 
 math_client: Any = importlib.import_module("examples.math_client")
 math_student: Any = importlib.import_module("examples.math_student")
-StartBot = Callable[[Any], Awaitable[str]]
 
 SUMS = {
-    "1 + 1": "2",
     "44 -14": "30",
     "-3 * 2": "-6",
     "3--2": "5",
     "+3 + +2": "5",
     "  7/2  ": "3.5",
-    "-8 / 2": "-4",
     "007 + 1": "8",
     "300000000000000000003 / -3": "-100000000000000000001",
     "9" * 50 + " * " + "9" * 50: "9" * 49 + "8" + "0" * 49 + "1",
@@ -38,81 +32,49 @@ NO_SUMS = (  # each between two bars
 ).split("|")
 
 
-@pytest.fixture
-async def zoe(url: URL, join: Join) -> Member:
-    """A member who sees the bots."""
-    return await join(url.origin(), nick="Zoë", room="math")
-
-
-@pytest.fixture
-async def start_bot(url: URL, zoe: Member) -> AsyncIterator[StartBot]:
-    """Start bots with `nick = await start_bot(math_client)`; Zoë has seen them enter then."""
-    tasks = []
-
-    async def start(module: Any) -> str:
-        tasks.append(asyncio.create_task(module.main(str(url))))
-        assert (await zoe.receive())["action"] == "joined"
-        return str((await zoe.receive())["to_user"])
-
-    yield start
-    for task in tasks:
-        task.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await task
-
-
 def test_solves_one_sum_of_two_integers() -> None:
     assert {text: math_client.solve(text) for text in SUMS} == SUMS
     assert {text: math_client.solve(text) for text in NO_SUMS} == dict.fromkeys(NO_SUMS)
 
 
-async def test_bot_that_answers(
-    url: URL, join: Join, zoe: Member, start_bot: StartBot, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """It takes the next name that is free, prints what is said, and does not answer bots."""
-    await join(url.origin(), nick="MathBot", room="math")
-    await zoe.catch_up()
-    assert await start_bot(math_client) == "MathBot2"
-    heading, *users = capsys.readouterr().out.splitlines()
-    assert heading == "In the room are:"
-    assert {"  'MathBot'", r"  'Zo\xeb'"} < set(users)
-    assert await start_bot(math_client) == "MathBot3"
+async def test_bot_that_answers(url: URL, join: Join, start_script: StartScript) -> None:
+    """It takes the next name that is free, and prints the users and what is said."""
+    names = ["Zoë", "MathBot", "MathBot2"]
+    zoe, *_ = [await join(url.origin(), name, "math") for name in names]
+    bot = await start_script("examples/math_client.py", "--url", url)
+    lines = ["In the room are:", *(f"  {name!a}" for name in names)]
+    assert [await bot.line() for _ in lines] == [f"{line}\n" for line in lines]
+    assert (await bot.line()).startswith("  'User")
+    while (await zoe.receive()).get("to_user") != "MathBot3":
+        pass
     for text in ("What is 1 + 1? \x1b[2J é", "1 + 1"):
         await zoe.ask(action="chat_message", message=text)
-    bodies = [await zoe.receive() for _ in range(2)]
-    assert sorted(body["user"] for body in bodies) == ["MathBot2", "MathBot3"]
-    assert {body["message"] for body in bodies} == {"@Zoë: 2"}
-    assert await zoe.catch_up() == []
-    assert r"'Zo\xeb': 'What is 1 + 1? \x1b[2J \xe9'" in capsys.readouterr().out.splitlines()
+    assert await zoe.receive() == said("MathBot3", "@Zoë: 2")
+    assert await bot.line() == r"'Zo\xeb': 'What is 1 + 1? \x1b[2J \xe9'" + "\n"
 
 
-async def test_bot_that_asks(
-    url: URL, join: Join, zoe: Member, start_bot: StartBot, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """It asks what the other bot answers, with all signs, and laughs when a user vanishes."""
+async def test_bot_that_asks(url: URL, join: Join, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It asks sums with all signs, laughs when a user vanishes, and does not share its name."""
     monkeypatch.setattr(math_student, "INTERVAL", 0.001)
-    bob, carol, asa = [await join(url.origin(), name, "math") for name in ("Bob", "Carol", "Åsa")]
-    await zoe.catch_up()
-    assert await start_bot(math_student) == "MathStudent"
+    names = ("Zoë", "Bob", "Carol", "Åsa")
+    zoe, bob, carol, asa = [await join(url.origin(), name, "math") for name in names]
+    bot = asyncio.create_task(math_student.main(str(url)))
+    while (await zoe.receive()).get("to_user") != "MathStudent":
+        pass
     await bob.leave()
-    await carol.ask(action="join_room", room="physics")
+    await carol.send(action="join_room", room="physics")
     asa.vanish()
     laughs: list[str] = []
     signs: set[str] = set()
     async with asyncio.timeout(TIMEOUT):
         while signs != set("+-*/") or not laughs:
-            body = await zoe.receive()
-            if body["action"] == "chat_message" and body["message"].startswith("Ha ha, "):
-                laughs.append(body["message"])
-            elif body["action"] == "chat_message":
-                assert re.fullmatch(r"[0-9]{1,2} [-+*/] [0-9]{1,2}", body["message"])
-                assert math_client.solve(body["message"])
-                signs.add(body["message"].split()[1])
+            text = (await zoe.receive()).get("message", "")
+            if text.startswith("Ha ha, "):
+                laughs.append(text)
+            elif text:
+                assert math_client.solve(text)
+                signs.add(text.split()[1])
     assert laughs == ["Ha ha, Åsa left without a goodbye!"]
-
-
-@pytest.mark.parametrize("script", ["examples/math_student.py"])
-async def test_does_not_share_its_name(url: URL, join: Join, run_script: RunScript) -> None:
-    await join(url.origin(), nick="MathStudent", room="math")
-    refusal = "ConnectionError: The server refuses: Nickname is already in use"
-    assert await run_script(url) == refusal
+    with pytest.raises(ConnectionError, match="The server refuses: Nickname is already in use"):
+        await math_student.main(str(url))
+    bot.cancel()

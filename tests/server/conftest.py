@@ -12,7 +12,7 @@ from aiohttp import web
 
 import utils
 from server import init_app
-from tests.helpers import HANDSHAKE, ConnectRaw, Join, Server, StartServer, run_engine
+from tests.helpers import Join, Server, StartServer, run_engine
 from tests.server.helpers import Chat
 
 REDIS = pytest.mark.needs("redis")
@@ -23,9 +23,7 @@ async def app(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
     """The plain server, and the one whose rooms are in Redis: it is the same chat."""
     if request.param == "server":
         return await init_app()
-    if request.param == "simple_server":
-        monkeypatch.delitem(HANDSHAKE, "Sec-WebSocket-Extensions")  # bare clients do not compress
-    else:
+    if request.param == "server_redis":
         url = request.getfixturevalue("engine")
         importlib.import_module("redis").Redis.from_url(url).flushall()
         monkeypatch.setenv("REDIS_URL", url)
@@ -38,14 +36,13 @@ async def chat(
     app: web.Application,
     serve: Any,
     join: Join,
-    connect_raw: ConnectRaw,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> AsyncIterator[Chat]:
     """The app, served in this process to clients that may hurry; it logs no error."""
     monkeypatch.setattr(utils, "MAX_RATE", 2**40)
     url = await serve(app)
-    yield Chat(app, url, functools.partial(join, url), functools.partial(connect_raw, url))
+    yield Chat(app, url, functools.partial(join, url))
     assert max((record.levelno for record in caplog.get_records("call")), default=0) < logging.ERROR
 
 

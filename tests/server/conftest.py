@@ -4,7 +4,6 @@ import functools
 import importlib
 import logging
 from collections.abc import AsyncIterator, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +11,7 @@ from aiohttp import web
 
 import utils
 from server import init_app
-from tests.helpers import Join, Server, StartServer, run_engine
+from tests.helpers import Join, Server, StartServer, valkey_server
 from tests.server.helpers import Chat
 
 REDIS = pytest.mark.needs("redis")
@@ -47,9 +46,9 @@ async def chat(
 
 
 @pytest.fixture
-def own_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+def own_engine(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """The Valkey server of the processes that start_server() starts from here on."""
-    with run_engine(tmp_path / "valkey") as engine:
+    with valkey_server() as engine:
         monkeypatch.setenv("REDIS_URL", engine.connection_url)
         monkeypatch.setattr(Server, "script", ("-m", "examples.server_redis"))
         yield engine

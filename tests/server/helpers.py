@@ -1,18 +1,14 @@
 """A chat that is served in this process, and what its members see."""
 
 import itertools
-import json
 from dataclasses import dataclass
 from typing import Any
 
 from aiohttp import web
 from yarl import URL
 
+import utils
 from tests.helpers import Join, Member, joined, left, said
-
-# The headers of a handshake, as a browser sends them.
-HANDSHAKE = {"Upgrade": "websocket", "Connection": "Upgrade", "Sec-WebSocket-Key": "A" * 22 + "=="}
-HANDSHAKE |= {"Sec-WebSocket-Version": "13", "Sec-WebSocket-Extensions": "permessage-deflate"}
 
 
 @dataclass
@@ -30,19 +26,8 @@ class Chat:
 
 def frame(opcode: int, payload: bytes, first_bits: int = 0x80) -> bytes:
     """Return a client's frame, masked with zeros, which leave the payload readable."""
-    size = len(payload)
-    if size < 126:
-        length = bytes([0x80 | size])
-    elif size < 65536:
-        length = bytes([0x80 | 126]) + size.to_bytes(2)
-    else:
-        length = bytes([0x80 | 127]) + size.to_bytes(8)
-    return bytes([first_bits | opcode]) + length + bytes(4) + payload
-
-
-def request_frame(**body: Any) -> bytes:
-    """Return a request as a frame."""
-    return frame(1, json.dumps(body).encode())
+    head = utils.frame(payload).removesuffix(payload)
+    return bytes([first_bits | opcode, 0x80 | head[1]]) + head[2:] + bytes(4) + payload
 
 
 def renamed(room: str, old: str, new: str) -> dict[str, Any]:
@@ -57,20 +42,12 @@ async def see_visit(witness: Member, user: str, *messages: str, shame: bool) -> 
     assert await witness.catch_up() == []
 
 
-async def respond(member: Member, **request: Any) -> tuple[Any, list[Any]]:
-    """Send a request; return the response, and what was received before it."""
-    await member.send(**request)
-    received = []
-    while "success" not in (body := await member.receive()):
-        received.append(body)
-    return body, received
-
-
 async def longest_run(chat: Chat) -> int:
     """Let two flood a room; return how many messages of one are received in a row."""
     witness = await chat.join()
     for flooder in [await chat.join() for _ in range(2)]:
-        flooder.transport.write(request_frame(action="chat_message", message="x") * 200)
+        for _ in range(200):  # without a pause
+            await flooder.send(action="chat_message", message="x")
     users: list[str] = []
     while len(users) < 400:
         if (body := await witness.receive())["action"] == "chat_message":

@@ -1,6 +1,7 @@
 """What goes wrong with clients. Each test fails without the line of code that is against it."""
 
 import asyncio
+import json
 import re
 import socket
 import sys
@@ -12,11 +13,11 @@ import pytest
 import utils
 from tests.helpers import TIMEOUT, Join, Member, StartServer, eventually
 from tests.helpers import left, said, succeeded
-from tests.server.helpers import Chat, frame, longest_run, request_frame
+from tests.server.helpers import Chat, frame, longest_run
 
 FLOODS = {
-    "responses": request_frame(action="chat_message", message="x" * 1_000),
-    "refusals": request_frame(action="x" * 1_000),
+    "responses": frame(1, json.dumps({"action": "chat_message", "message": "x" * 1_000}).encode()),
+    "refusals": frame(1, json.dumps({"action": "x" * 1_000}).encode()),
     "pongs": frame(9, b"x" * 125),
     "echo": frame(1, b'"' + b"x" * 1_000 + b'"'),
 }
@@ -67,8 +68,9 @@ async def test_end_of_a_client_that_does_not_read(
     lazy.transport.pause_reading()
     transport = chat.app["websockets"]["default"][lazy.user].transport
     transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
-    message = request_frame(action="chat_message", message="x" * 10_000)
-    lazy.transport.write(message * 50 + last_frame)
+    for _ in range(50):
+        await lazy.send(action="chat_message", message="x" * 10_000)
+    lazy.transport.write(last_frame)
     await eventually(lambda: not chat.who())
     slow = await chat.join(path="echo")  # it does not respond to its close frame at once
     ending = asyncio.create_task(chat.app.shutdown())

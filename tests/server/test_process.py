@@ -13,7 +13,11 @@ from aiohttp import web
 
 from server import OPTIONS, main, parse_arguments
 from tests.helpers import TIMEOUT, Join, Server, StartServer, eventually
-from tests.server.helpers import HANDSHAKE, Chat
+from tests.server.helpers import Chat
+
+# The headers of a handshake, as a browser sends them.
+HANDSHAKE = {"Upgrade": "websocket", "Connection": "Upgrade", "Sec-WebSocket-Key": "A" * 22 + "=="}
+HANDSHAKE |= {"Sec-WebSocket-Version": "13", "Sec-WebSocket-Extensions": "permessage-deflate"}
 
 
 def request(path: str, headers: dict[str, str], method: str = "GET") -> bytes:

@@ -11,7 +11,7 @@ from aiohttp import web
 
 import utils
 from server import init_app
-from tests.helpers import Join, Server, StartServer, valkey_server
+from tests.helpers import Join, Server, valkey_server
 from tests.server.helpers import Chat
 
 REDIS = pytest.mark.needs("redis")
@@ -63,9 +63,8 @@ def redis(own_engine: Any) -> Iterator[Any]:
 
 
 @pytest.fixture(params=["server", pytest.param("server_redis", marks=REDIS)])
-def start(request: pytest.FixtureRequest) -> StartServer:
+def start(request: pytest.FixtureRequest) -> Any:
     """Start plain servers, or processes over Redis."""
     if request.param == "server_redis":
         request.getfixturevalue("own_engine")
-    start_server: StartServer = request.getfixturevalue("start_server")
-    return start_server
+    return request.getfixturevalue("start_server")

@@ -174,9 +174,6 @@ async def test_client_that_hangs_up(chat: Chat) -> None:
     client.transport.write(frame(8, b""))
     client.transport.close()
     await see_visit(witness, client.user, *messages, shame=False)
-    client = await chat.join()
-    client.transport.write_eof()  # test_members_do_anything breaks the connection
-    await see_visit(witness, client.user, shame=True)
 
 
 async def test_close_frame_before_a_reset(chat: Chat) -> None:

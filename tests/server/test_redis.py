@@ -1,7 +1,6 @@
 """One chat on many processes, and what can happen to them and to Redis. All processes are real."""
 
 import asyncio
-import importlib
 import re
 import signal
 from typing import Any
@@ -11,7 +10,6 @@ import pytest
 
 from tests.helpers import TIMEOUT, Join, Member, Server, StartScript, StartServer
 from tests.helpers import eventually, joined, left
-from tests.server.helpers import Chat
 
 pytestmark = pytest.mark.needs("redis")
 
@@ -38,12 +36,11 @@ async def wait_until(process: Server, status: int, start: str = "") -> None:
             await asyncio.sleep(0.05)
 
 
-@pytest.mark.parametrize("app", ["server_redis"], indirect=True)
-async def test_random_name_is_free_in_every_room(chat: Chat, engine: str) -> None:
+async def test_random_name_is_free(redis: Any, start_server: StartServer, join: Join) -> None:
     taken = {f"user{number}": 1 for number in range(1000, 1_000_000, 2)}
-    with importlib.import_module("redis").Redis.from_url(engine) as redis:
-        redis.hset("chat:names", mapping=taken)
-    names = [(await chat.join()).user for _ in range(10)]
+    redis.hset("chat:names", mapping=taken)
+    process = start_server()
+    names = [(await join(process.url)).user for _ in range(10)]
     assert {int(name[-1]) % 2 for name in names} == {1}
 
 
@@ -143,7 +140,6 @@ async def test_redis_that_fails(
     for room, users in (("math", {member.user for member in members}), ("default", set())):
         response = await again.ask(action="user_list", room=room)
         assert {*response["users"]} == users
-    assert redis.hlen("chat:names") == 2
     await eventually(lambda: redis.zcard("chat:processes") == len(processes))
     # What the members of before have left undone does not end what comes after.
     counts = [process.log.count("Connected to Redis") for process in processes]

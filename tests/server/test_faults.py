@@ -27,7 +27,8 @@ async def is_dropped(member: Member, data: bytes) -> None:
     """Send without a pause until the connection breaks."""
     async with asyncio.timeout(TIMEOUT):
         while not member.transport.is_closing():
-            member.transport.write(data)
+            if not member.transport.get_write_buffer_size():
+                member.transport.write(data)
             await asyncio.sleep(0)
 
 

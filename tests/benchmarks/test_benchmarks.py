@@ -1,18 +1,14 @@
 """benchmarks/: they measure everything, or say why they can't, and leave nothing behind."""
 
-import importlib
 import os
 import re
 import signal
 import sys
 from subprocess import PIPE, Popen, check_output, run
-from typing import Any
 
 import pytest
 
 from tests.helpers import ROOT
-
-fan_out: Any = importlib.import_module("benchmarks.fan_out")  # a script, not part of a package
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the benchmarks need Linux")
 bench = pytest.mark.needs("bench")
@@ -66,13 +62,3 @@ def test_an_interrupt_leaves_nothing_behind() -> None:
     # The process led a group, which soon has no members any more.
     wait = f"while pgrep -g {process.pid}; do sleep 0.01; done"
     check_output(["timeout", "20", "sh", "-c", wait])
-
-
-@pytest.mark.parametrize("copies", [0, 2])
-def test_the_load_notices_what_is_wrong(copies: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Messages are missing, or arrive twice."""
-    read = fan_out.Member.read
-    monkeypatch.setattr(fan_out.Member, "read", lambda member: read(member) * copies)
-    monkeypatch.setattr(fan_out, "TIMEOUT", 0.2)
-    with pytest.raises(SystemExit, match=r"something else is due|nothing came for 0\.2 sec"):
-        fan_out.measure("floor", members=4, talkers=[1], messages=2)

@@ -34,14 +34,6 @@ def commands(name: str) -> list[str]:
     return "".join(blocks(name, "shell")).splitlines()
 
 
-async def find(script: Script, pattern: str) -> None:
-    """Read the output of a script up to a line that contains a pattern."""
-    lines = [await script.line()]
-    while not re.search(pattern, lines[-1]):
-        assert lines[-1], f"There is no {pattern!r} in {lines}."
-        lines.append(await script.line())
-
-
 class Copy:
     """A copy of the project with free ports, in which commands can be run as they stand."""
 
@@ -73,7 +65,7 @@ class Copy:
         shell = f"cd {self.folder}\n{SHELL}{self.here(command)}\nexit;"
         script = await self.start(shell=shell, HOME=str(self.folder), PYTHONUNBUFFERED="1")
         for pattern in patterns:
-            await find(script, pattern)
+            await script.find(pattern)
         return script
 
     async def output(self, command: str, typed: str) -> str:

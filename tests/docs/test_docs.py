@@ -15,8 +15,8 @@ import client
 import client_echo_example
 import utils
 from server import PRIVATE_NAME
-from tests.docs.helpers import PATHS, TEXTS, Copy, blocks, commands, find
-from tests.helpers import ROOT, TIMEOUT, Join, Script, Server, StartScript, left, said
+from tests.docs.helpers import PATHS, TEXTS, Copy, blocks, commands
+from tests.helpers import ROOT, Join, Script, StartScript, joined, left, said
 
 # It takes many processes. So it is tested where the style is checked, too.
 pytestmark = pytest.mark.needs("lint")
@@ -68,6 +68,8 @@ def test_names_and_figures() -> None:
     assert set(re.findall(r"--group (\w+)", words)) <= project["dependency-groups"].keys()
     shown = re.findall(r"^\| .*`(/\w+)", TEXTS["terminal.md"], re.MULTILINE)
     assert sorted(shown) == sorted(client.COMMANDS)
+    broadcasts = map(json.loads, re.findall(r"^\| `(.*)` \| Bob", README, re.MULTILINE))
+    assert list(broadcasts) == [joined("math", "Bob"), left("math", "Bob", shame=True)]
     endings = "|".join(re.findall(r"`\.([a-z.]+)`", TEXTS["deploy.md"]))
     assert PRIVATE_NAME.pattern.endswith(f"({endings})".replace(".", r"\."))
     for sentence in (
@@ -107,7 +109,7 @@ async def test_try_it(copy: Copy, join: Join) -> None:
     client = await run_client(copy, 1, f"^{first}$")
     await (await join(copy.url)).say("hello")
     for line in others:
-        await find(client, f"^{line}$")
+        await client.find(f"^{line}$")
     eve = await join(copy.url, "Eve", "math")
     for command in (AMY, BOB, *commands("terminal.md")):
         output = await copy.output(command, "one\n")
@@ -123,10 +125,10 @@ async def test_server_that_stops(copy: Copy, join: Join, step: int) -> None:
     amy, _ = await join(copy.url, "Amy", "garden"), await join(copy.url, "Eve", "garden")
     client = await run_client(copy, step, "^Refused: Nick.* in use$", r"^You: 'Is anybody here\?'$")
     await amy.say("Yes!")
-    await find(client, "^Amy: 'Yes!'$")
+    await client.find("^Amy: 'Yes!'$")
     server.process.send_signal(signal.SIGINT)
     if step == 2:
-        await find(client, r"^aiohttp\.client_exceptions\.ClientConnectionResetError")
+        await client.find(r"^aiohttp\.client_exceptions\.ClientConnectionResetError")
     else:
         assert await client.end() == (0, "", "")
 
@@ -138,7 +140,7 @@ async def test_leaving(copy: Copy, join: Join, loop: str) -> None:
     amy = await join(copy.url, "Amy", "garden")
     client = await run_client(copy, 3, loop=loop)
     if loop == "while True":
-        await find(client, "^You: ")
+        await client.find("^You: ")
         client.process.send_signal(signal.SIGINT)
     code, output, _ = await client.end()
     has_failed = loop == "while 1 / 0"
@@ -161,7 +163,7 @@ async def test_my_server(copy: Copy, join: Join) -> None:
     output = await copy.output("uv run python -m asyncio", copy.here(lines))
     assert "{'echo': [1, 2]}" in output
     assert "WSMsgType.CLOSED" in output
-    await find(server, "json.decoder.JSONDecodeError: Expecting value")
+    await server.find("json.decoder.JSONDecodeError: Expecting value")
     await amy.send(action="join_room", room="math")
     assert "! This can't be done." in await copy.output(ALONE, "hello\n")
     await copy.run(FLOOD)
@@ -179,13 +181,6 @@ async def test_requests(server: Any, join: Join, sent: str, response: str, broad
     assert await bob.receive() == json.loads(response)
     assert await amy.catch_up() == ([json.loads(broadcast)] if broadcast else [])
     assert await bob.catch_up() == []
-
-
-async def test_broadcasts(server: Server, join: Join) -> None:
-    amy, bob = await join(server.url, "Amy", "math"), await join(server.url, "Bob", "math")
-    bob.vanish()
-    shown = re.findall(r"^\| `(.*)` \| Bob", README, re.MULTILINE)
-    assert [await amy.receive() for _ in range(2)] == list(map(json.loads, shown))
 
 
 @pytest.mark.needs("browser")
@@ -227,7 +222,7 @@ async def test_whisper(copy: Copy) -> None:
     await copy.run(SERVER, "Running on")
     amy = await copy.run(AMY, "You are now known as Amy")
     await copy.output(BOB, *re.findall("`(/whisper .*?)`", README))
-    await find(amy, r"\* Bob whispers: psst")
+    await amy.find(r"\* Bob whispers: psst")
 
 
 @pytest.mark.needs("deploy")
@@ -271,5 +266,5 @@ async def test_many_processes(copy: Copy, engine: str, join: Join) -> None:
     for member in others:
         assert (await member.catch_up())[-1] == said(amy.user, "hello")
     chat.process.terminate()
-    assert (await amy.websocket.receive(TIMEOUT)).data == 1001
+    assert await amy.close_code() == 1001
     assert (await chat.end())[0] == 0

@@ -4,7 +4,6 @@ import functools
 import importlib
 import logging
 from collections.abc import AsyncIterator, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +11,7 @@ from aiohttp import web
 
 import utils
 from server import init_app
-from tests.helpers import HANDSHAKE, ConnectRaw, Join, Server, StartServer, run_engine
+from tests.helpers import Join, Server, valkey_server
 from tests.server.helpers import Chat
 
 REDIS = pytest.mark.needs("redis")
@@ -23,9 +22,7 @@ async def app(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
     """The plain server, and the one whose rooms are in Redis: it is the same chat."""
     if request.param == "server":
         return await init_app()
-    if request.param == "simple_server":
-        monkeypatch.delitem(HANDSHAKE, "Sec-WebSocket-Extensions")  # bare clients do not compress
-    else:
+    if request.param == "server_redis":
         url = request.getfixturevalue("engine")
         importlib.import_module("redis").Redis.from_url(url).flushall()
         monkeypatch.setenv("REDIS_URL", url)
@@ -38,21 +35,20 @@ async def chat(
     app: web.Application,
     serve: Any,
     join: Join,
-    connect_raw: ConnectRaw,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> AsyncIterator[Chat]:
     """The app, served in this process to clients that may hurry; it logs no error."""
     monkeypatch.setattr(utils, "MAX_RATE", 2**40)
     url = await serve(app)
-    yield Chat(app, url, functools.partial(join, url), functools.partial(connect_raw, url))
+    yield Chat(app, url, functools.partial(join, url))
     assert max((record.levelno for record in caplog.get_records("call")), default=0) < logging.ERROR
 
 
 @pytest.fixture
-def own_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+def own_engine(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """The Valkey server of the processes that start_server() starts from here on."""
-    with run_engine(tmp_path / "valkey") as engine:
+    with valkey_server() as engine:
         monkeypatch.setenv("REDIS_URL", engine.connection_url)
         monkeypatch.setattr(Server, "script", ("-m", "examples.server_redis"))
         yield engine
@@ -67,9 +63,8 @@ def redis(own_engine: Any) -> Iterator[Any]:
 
 
 @pytest.fixture(params=["server", pytest.param("server_redis", marks=REDIS)])
-def start(request: pytest.FixtureRequest) -> StartServer:
+def start(request: pytest.FixtureRequest) -> Any:
     """Start plain servers, or processes over Redis."""
     if request.param == "server_redis":
         request.getfixturevalue("own_engine")
-    start_server: StartServer = request.getfixturevalue("start_server")
-    return start_server
+    return request.getfixturevalue("start_server")

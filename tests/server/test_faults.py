@@ -1,6 +1,7 @@
 """What goes wrong with clients. Each test fails without the line of code that is against it."""
 
 import asyncio
+import json
 import re
 import socket
 import sys
@@ -10,25 +11,25 @@ from unittest.mock import Mock
 import pytest
 
 import utils
-from tests.helpers import TIMEOUT, Join, RawClient, StartServer, eventually
+from tests.helpers import TIMEOUT, Join, Member, StartServer, eventually
 from tests.helpers import left, said, succeeded
-from tests.server.helpers import Chat, longest_run
-
-
-async def is_dropped(raw: RawClient, data: bytes) -> None:
-    """Send without a pause until the connection breaks."""
-    async with asyncio.timeout(TIMEOUT):
-        while not raw.writer.transport.is_closing():
-            raw.writer.write(data)
-            await asyncio.sleep(0)
-
+from tests.server.helpers import Chat, frame, longest_run
 
 FLOODS = {
-    "responses": RawClient.text(action="chat_message", message="x" * 1_000),
-    "refusals": RawClient.text(action="x" * 1_000),
-    "pongs": RawClient.frame(9, b"x" * 125),
-    "echo": RawClient.frame(1, b'"' + b"x" * 1_000 + b'"'),
+    "responses": frame(1, json.dumps({"action": "chat_message", "message": "x" * 1_000}).encode()),
+    "refusals": frame(1, json.dumps({"action": "x" * 1_000}).encode()),
+    "pongs": frame(9, b"x" * 125),
+    "echo": frame(1, b'"' + b"x" * 1_000 + b'"'),
 }
+
+
+async def is_dropped(member: Member, data: bytes) -> None:
+    """Send without a pause until the connection breaks."""
+    async with asyncio.timeout(TIMEOUT):
+        while not member.transport.is_closing():
+            if not member.transport.get_write_buffer_size():
+                member.transport.write(data)
+            await asyncio.sleep(0)
 
 
 @pytest.mark.parametrize("what", FLOODS)
@@ -36,9 +37,9 @@ async def test_client_that_sends_and_never_reads(
     chat: Chat, what: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """All that it is sent counts, and little more than allowed is kept for it."""
-    raw, _ = await chat.connect("/echo" if what == "echo" else "/chat", receive_buffer=4096)
-    raw.stop_reading()
-    await is_dropped(raw, FLOODS[what] * 10)
+    client = await chat.join(path="echo" if what == "echo" else "chat")
+    client.transport.pause_reading()
+    await is_dropped(client, FLOODS[what] * 10)
     dropped = r"Dropped \('127.0.0.1', \d+\) as too slow: (\d+) bytes unsent"
     (size,) = re.findall(dropped, caplog.text)
     assert utils.MAX_BACKLOG < int(size) < 2 * utils.MAX_BACKLOG
@@ -46,37 +47,38 @@ async def test_client_that_sends_and_never_reads(
 
 async def test_member_that_stops_reading(chat: Chat) -> None:
     """Nobody waits for it, and the others receive all messages, and that it has left."""
-    speaker, listener = await chat.join(), await chat.join()
-    raw, user = await chat.connect(receive_buffer=4096)
-    raw.stop_reading()
+    speaker, listener, lazy = [await chat.join() for _ in range(3)]
+    lazy.transport.pause_reading()
     await listener.catch_up()
     sent, received = 0, list[Any]()
-    while left("default", user, shame=True) not in received:
+    while left("default", lazy.user, shame=True) not in received:
         await speaker.say("x" * 60_000)
         sent += 1
         received += await listener.catch_up()
-    received.remove(left("default", user, shame=True))
+    received.remove(left("default", lazy.user, shame=True))
     assert received == [said(speaker.user, "x" * 60_000)] * sent
 
 
-@pytest.mark.parametrize("last_frame", [RawClient.frame(8, b""), RawClient.frame(3, b"broken")])
+@pytest.mark.parametrize("last_frame", [frame(8, b""), frame(3, b"broken")])
 async def test_end_of_a_client_that_does_not_read(
     chat: Chat, monkeypatch: pytest.MonkeyPatch, last_frame: bytes
 ) -> None:
     """Its connection ends all the same, during a shutdown, too; clients that connect get 1001."""
     monkeypatch.setattr(utils, "CLOSE_TIMEOUT", 0.2)
-    raw, user = await chat.connect(receive_buffer=4096)
-    raw.stop_reading()
-    transport = chat.app["websockets"]["default"][user].transport
+    lazy = await chat.join()
+    lazy.transport.pause_reading()
+    transport = chat.app["websockets"]["default"][lazy.user].transport
     transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
-    raw.writer.write(raw.text(action="chat_message", message="x" * 10_000) * 10 + last_frame)
+    for _ in range(50):
+        await lazy.send(action="chat_message", message="x" * 10_000)
+    lazy.transport.write(last_frame)
     await eventually(lambda: not chat.who())
-    slow, _ = await chat.connect("/echo")  # it does not respond to its close frame at once
+    slow = await chat.join(path="echo")  # it does not respond to its close frame at once
     ending = asyncio.create_task(chat.app.shutdown())
-    late, _ = await chat.connect("/echo")
+    late = await chat.join(path="echo")
     assert await late.close_code() == await slow.close_code() == 1001
     await asyncio.wait_for(ending, TIMEOUT)
-    await is_dropped(raw, b"x")
+    await is_dropped(lazy, b"x")
 
 
 @pytest.mark.parametrize(
@@ -101,12 +103,10 @@ async def test_client_pays(
         await bob.send(**body)
     waiting = asyncio.create_task(bob.catch_up())
     for _ in range(20):
-        await chat.connect("/echo")
+        await chat.join(path="echo")
     await amy.catch_up()
     assert not waiting.done()
     waiting.cancel()
-    for member in (bob, amy):  # they would not be closed soon
-        member.vanish()
 
 
 @pytest.mark.parametrize("app", ["server"], indirect=True)
@@ -117,13 +117,13 @@ async def test_flood(chat: Chat) -> None:
 @pytest.mark.parametrize("app", ["server"], indirect=True)
 async def test_many_fragments(chat: Chat) -> None:
     """Others are served while a client's fragments arrive, which are read bit by bit."""
-    (raw, user), bob = await chat.connect(), await chat.join()
-    raw.writer.write(raw.frame(1, b'{"action": "chat_message", ', first_bits=0))
-    raw.writer.write(raw.frame(0, b"", first_bits=0) * 200_000)
-    raw.writer.write(raw.frame(0, b'"message": "the end"}'))
+    amy, bob = await chat.join(), await chat.join()
+    amy.transport.write(frame(1, b'{"action": "chat_message", ', first_bits=0))
+    amy.transport.write(frame(0, b"", first_bits=0) * 200_000)
+    amy.transport.write(frame(0, b'"message": "the end"}'))
     for _ in range(10):
         assert await bob.catch_up() == []
-    assert await bob.receive() == said(user, "the end")
+    assert await bob.receive() == said(amy.user, "the end")
 
 
 @pytest.mark.parametrize("app", ["server"], indirect=True)

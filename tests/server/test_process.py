@@ -1,18 +1,37 @@
 """server.py from outside: the handshake, the page, strangers, the options, the log, the end."""
 
 import asyncio
+import functools
 import logging
 import re
 import socket
+import struct
 import sys
 
-import aiohttp
 import pytest
+from aiohttp import web
 
 from server import OPTIONS, main, parse_arguments
-from tests.helpers import HANDSHAKE, TIMEOUT, ConnectRaw, Join, Server, StartServer, eventually
-from tests.helpers import request
-from tests.server.helpers import Chat, connect
+from tests.helpers import TIMEOUT, Join, Server, StartServer, eventually
+from tests.server.helpers import Chat
+
+# The headers of a handshake, as a browser sends them.
+HANDSHAKE = {"Upgrade": "websocket", "Connection": "Upgrade", "Sec-WebSocket-Key": "A" * 22 + "=="}
+HANDSHAKE |= {"Sec-WebSocket-Version": "13", "Sec-WebSocket-Extensions": "permessage-deflate"}
+
+
+def request(path: str, headers: dict[str, str], method: str = "GET") -> bytes:
+    """Return a request, byte for byte."""
+    lines = [f"{name}: {value}" for name, value in ({"Host": "localhost"} | headers).items()]
+    return "\r\n".join([f"{method} /{path} HTTP/1.1", *lines, "", ""]).encode("latin-1")
+
+
+def connect(port: int) -> socket.socket:
+    """Return a socket with a small receive buffer. Closing it resets the connection."""
+    plain = socket.create_connection(("127.0.0.1", port), TIMEOUT)
+    plain.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    plain.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    return plain
 
 
 async def fetch(chat: Chat, path: str, headers: dict[str, str], method: str = "GET") -> str:
@@ -90,17 +109,16 @@ async def test_pages(
         assert " 101 " in await fetch(chat, "chat", HANDSHAKE | {"Host": host})
 
 
-async def test_headers_of_the_page(chat: Chat) -> None:
-    types = {"": "text/html", "chat.css": "text/css"}
-    types |= dict.fromkeys(("chat.js", "connection.js", "log.js"), "javascript")
-    for path, content_type in types.items():
-        headers, _, _ = (await fetch(chat, path, {})).partition("\r\n\r\n")
-        assert re.search(f"^Content-Type: .*{content_type}", headers, re.M)  # nosniff wants it
-        policy = "default-src 'none'(?!.*unsafe).*frame-ancestors 'none'.*trusted-types"
-        assert re.search(f"^Content-Security-Policy: {policy}", headers, re.M)
-        assert "\r\nX-Content-Type-Options: nosniff\r\n" in headers
-        assert "\r\nCache-Control: no-cache\r\n" in headers
-    assert "HTTP/1.1 200 " in await fetch(chat, "health", {})
+async def test_headers(chat: Chat) -> None:
+    """Those of the page are strict; cookies of other programs, and what a CDN adds, are let in."""
+    policy = "default-src 'none'(?!.*unsafe).*frame-ancestors 'none'.*trusted-types"
+    page = await fetch(chat, "", {})
+    assert re.search(f"\r\nContent-Security-Policy: {policy}", page)
+    assert "\r\nX-Content-Type-Options: nosniff\r\n" in page
+    assert "\r\nCache-Control: no-cache\r\n" in page
+    many = {"Cookie": "; ".join(f"session{number}={'x' * 1_400}" for number in range(3))}
+    many |= {f"CloudFront-Header-{number}": "x" * 50 for number in range(34)}
+    assert "HTTP/1.1 200 " in await fetch(chat, "health", many)
 
 
 async def test_clients_that_vanish_during_the_handshake(server: Server, join: Join) -> None:
@@ -139,20 +157,14 @@ def test_strangers_cannot_fill_the_log(server: Server) -> None:
     assert max(map(len, server.log.splitlines())) < 400
 
 
-async def test_command_line_of_aiohttp(
-    start_server: StartServer, join: Join, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(Server, "script", ("-u", "-m", "aiohttp.web", "server:init_app"))
-    server = start_server("--allow-origin", "http://x.example")
-    assert (await join(server.url, "Bob", "math")).room == "math"
-
-
 WRONG = ["--port 99999", "--port {}", "--host 256.0.0.1", "--host a..b", "--port http"]
 WRONG += ["--allow-origin example.org", "--allow-origin https://"]
 
 
 @pytest.mark.parametrize("options", WRONG)
 def test_options_that_are_wrong(monkeypatch: pytest.MonkeyPatch, options: str) -> None:
+    # What is printed when it serves all the same ends it.
+    monkeypatch.setattr(web, "run_app", functools.partial(web.run_app, print=pytest.fail))
     with socket.create_server(("127.0.0.1", 0)) as taken:
         command = f"server.py --host 127.0.0.1 --port 0 {options.format(taken.getsockname()[1])}"
         monkeypatch.setattr(sys, "argv", command.split())
@@ -185,21 +197,20 @@ async def test_log(start: StartServer, join: Join, options: tuple[str, ...]) -> 
     ]
 
 
-async def test_shutdown(start: StartServer, join: Join, connect_raw: ConnectRaw) -> None:
+async def test_shutdown(start: StartServer, join: Join) -> None:
     """Clients that read get 1001, and the server does not wait for long for the others."""
     server = start()
     lazy = connect(server.port)
     lazy.sendall(request("", {"Content-Length": "10"}))  # but none of these 10 bytes
     assert lazy.recv(15) == b"HTTP/1.1 200 OK"
-    silent = await connect_raw(server.url, "/echo")  # does not respond to a close frame
+    silent = await join(server.url, path="echo")  # does not respond to its close frame
     members = [await join(server.url, f"member {number}", "math") for number in range(20)]
     for member in members:
         await member.catch_up()
     server.process.terminate()
     for member in members:  # nobody is sent who left
-        message = await member.websocket.receive(TIMEOUT)
-        assert (message.type, message.data) == (aiohttp.WSMsgType.CLOSE, 1001)
-    assert await silent.close_code() == 1001
+        assert await member.close_code() == 1001
     assert await asyncio.to_thread(server.process.wait, 8) == 0  # 2 seconds, and slack
+    assert await silent.close_code() == 1001
     lazy.close()
     assert "without" not in server.log

@@ -4,17 +4,19 @@ import asyncio
 import itertools
 import json
 import random
+import socket
+import struct
 import unicodedata
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from aiohttp import WSMsgType
 
 import utils
-from tests.helpers import HANDSHAKE, TIMEOUT, Join, Member, RawClient, Server, StartServer
-from tests.helpers import eventually, request
+from tests.helpers import TIMEOUT, Join, Member, Server, StartServer, eventually
 from tests.helpers import joined, left, listed, refused, said, succeeded
-from tests.server.helpers import Chat, connect, renamed, respond, see_visit
+from tests.server.helpers import Chat, frame, renamed, see_visit
 
 JSON = ['{"message": "Hello world!"}', "[]", "null", "true", "-1.5", '""', '"\\ud800"']
 JSON += ['{"a": [{"b": null}]}', "[" * 99 + "]" * 99]
@@ -26,19 +28,20 @@ BROKEN += ["[" * 60_000, "1" * 6_000]
 
 async def test_echo(chat: Chat) -> None:
     """It sends back any JSON value; what is none, in a sentence; and a pong between fragments."""
-    raw, _ = await chat.connect("/echo")
-    for opcode, text in [*((1, text) for text in BROKEN), (2, "1")]:
-        raw.writer.write(raw.frame(opcode, text.encode()))
-        response = await raw.receive()
+    client = await chat.join(path="echo", autoping=False)
+    for opcode, data in ((WSMsgType.TEXT, b"NaN"), (WSMsgType.BINARY, b"1")):
+        await client.websocket.send_frame(data, opcode)
+        response = await client.receive()
         assert response == {"error": response["error"]}
         assert len(response["error"].split()) > 3
-    for text in JSON:
-        raw.writer.write(raw.frame(1, text.encode()))
-        assert await raw.receive() == {"echo": json.loads(text)}
-    fragments = raw.frame(1, b'["a', first_bits=0), raw.frame(0, b'b"]')
-    raw.writer.write(raw.frame(9, b"are you there").join(fragments))
-    assert await raw.next_frame() == (10, b"are you there")
-    assert await raw.receive() == {"echo": ["ab"]}
+    for value in JSON:
+        await client.websocket.send_str(value)
+        assert await client.receive() == {"echo": json.loads(value)}
+    fragments = frame(1, b'["a', first_bits=0), frame(0, b'b"]')
+    client.transport.write(frame(9, b"are you there").join(fragments))
+    pong = await client.websocket.receive(TIMEOUT)
+    assert pong[:2] == (WSMsgType.PONG, b"are you there")
+    assert await client.receive() == {"echo": ["ab"]}
 
 
 NAMES = ["Bob", "bOB", "\uff22\uff4f\uff42", "\U0001d401ob", "B\u00f6b", "Bo\u0308b"]
@@ -142,73 +145,61 @@ async def test_anything_else_is_refused(chat: Chat) -> None:
 @pytest.mark.parametrize(
     ("last_frame", "code"),
     [
-        (RawClient.frame(8, b""), 1000),
-        (RawClient.frame(8, (4999).to_bytes(2) + b"bye"), 1000),
-        (RawClient.frame(1, b"x" * (64 * 1024 + 1)), 1009),
-        (RawClient.frame(1, b"\xff\xfe"), 1007),
-        (RawClient.frame(3, b"reserved opcode"), 1002),
-        (RawClient.frame(1, b"compressed", first_bits=0xC0), 1002),
+        (frame(8, b""), 1000),
+        (frame(8, (4999).to_bytes(2) + b"bye"), 1000),
+        (frame(1, b"x" * (64 * 1024 + 1)), 1009),
+        (frame(1, b"\xff\xfe"), 1007),
+        (frame(3, b"reserved opcode"), 1002),
+        (frame(1, b"compressed", first_bits=0xC0), 1002),
     ],
 )
 async def test_close_code(chat: Chat, last_frame: bytes, code: int) -> None:
     """The response to a close frame is 1000; to an invalid frame, an error, which is shame."""
     witness = await chat.join()
-    for path in ("/echo", "/chat"):
-        raw, user = await chat.connect(path)
-        raw.writer.write(last_frame)
-        assert await raw.close_code() == code
+    for path in ("echo", "chat"):
+        client = await chat.join(path=path, autoclose=False)
+        client.transport.write(last_frame)
+        assert await client.close_code() == code
         if code == 1000:
-            assert await asyncio.wait_for(raw.reader.read(), TIMEOUT) == b""
-        if path == "/chat":
-            await see_visit(witness, user, shame=code != 1000)
+            await eventually(client.transport.is_closing)
+    await see_visit(witness, client.user, shame=code != 1000)
 
 
 async def test_client_that_hangs_up(chat: Chat) -> None:
     """With a close frame, it has left, and all that it said is delivered."""
-    witness = await chat.join()
-    raw, user = await chat.connect()
+    witness, client = await chat.join(), await chat.join()
     messages = [str(number) for number in range(200)]
-    requests = [raw.text(action="chat_message", message=message) for message in messages]
-    raw.writer.write(b"".join(requests) + raw.frame(8, b""))
-    raw.writer.close()
-    await see_visit(witness, user, *messages, shame=False)
-    for is_reset in (True, False):
-        raw, user = await chat.connect()
-        raw.writer.transport.abort() if is_reset else raw.writer.write_eof()
-        await see_visit(witness, user, shame=True)
+    for message in messages:
+        await client.send(action="chat_message", message=message)
+    client.transport.write(frame(8, b""))
+    client.transport.close()
+    await see_visit(witness, client.user, *messages, shame=False)
 
 
 async def test_close_frame_before_a_reset(chat: Chat) -> None:
     """If a write fails first, a close frame counts all the same, and so does what came before."""
-    witness = await chat.join()
-    plain = connect(chat.url.port)
-    plain.sendall(request("chat", HANDSHAKE))
-    await eventually(lambda: len(chat.who()["default"]) == 2)
-    (user,) = {*chat.who()["default"]} - {witness.user}
-    plain.sendall(RawClient.text(action="chat_message", message="last") + RawClient.frame(8, b""))
-    plain.close()
-    websocket = chat.app["websockets"]["default"][user]
+    witness, client = await chat.join(), await chat.join()
+    reset_at_once = socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0)
+    client.transport.get_extra_info("socket").setsockopt(*reset_at_once)
+    await client.send(action="chat_message", message="last")
+    client.transport.write(frame(8, b""))
+    client.vanish()
+    websocket = chat.app["websockets"]["default"][client.user]
     utils.send(utils.encode("what meets the reset"), [websocket])
-    await see_visit(witness, user, "last", shame=False)
+    await see_visit(witness, client.user, "last", shame=False)
 
 
 async def test_pings(chat: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
     """A client that responds to pings stays; one that does not leaves with shame."""
     monkeypatch.setattr(utils, "HEARTBEAT", 0.5)
-    witness = await chat.join()  # it responds while it waits
-    dead, user = await chat.connect()
-    await see_visit(witness, user, shame=True)
-    assert await dead.next_frame() == (9, b"")
+    witness, dead = await chat.join(), await chat.join()  # the witness responds while it waits
+    await see_visit(witness, dead.user, shame=True)
 
 
 async def test_one_order(start: StartServer, join: Join) -> None:
     """Some talk and change their names, others come and go: all who stay receive one history."""
     urls = itertools.cycle([start().url for _ in range(3 if "-m" in Server.script else 1)])
     members = [await join(next(urls), f"member {number}", "math") for number in range(12)]
-    race = [respond(member, action="set_nick", nick="the one") for member in members]
-    wins = [response["success"] for response, _ in await asyncio.gather(*race)]
-    assert sum(wins) == 1
-    members[wins.index(True)].user = "the one"
     users = {member.user for member in members}
     for member in members:
         await member.catch_up()
@@ -218,12 +209,12 @@ async def test_one_order(start: StartServer, join: Join) -> None:
         history: list[Any] = []
 
         async def ask(action: str, **fields: str) -> Any:
-            response, received = await respond(member, action=action, **fields)
-            for body in received:
+            await member.send(action=action, **fields)
+            while "success" not in (body := await member.receive()):
                 assert (body.get("room") or body["message"].split()[0]) == member.room
                 assert member.user not in body.values()
-            history.extend(received)
-            return response
+                history.append(body)
+            return body
 
         for number in range(20):
             text = f"{member.room} {number}"
@@ -233,13 +224,11 @@ async def test_one_order(start: StartServer, join: Join) -> None:
                 room = "math" if member.room == "art" else "art"
                 await ask("join_room", room=room)
                 member.room = room
-            elif number % 4 == 0:
-                nick = member.user + "'"
-                await ask("set_nick", nick=nick)
-                history.append(renamed("math", member.user, nick))
-                member.user = nick
-            else:
+            elif number % 4:
                 history.append(await ask("user_list", room="math"))
+            elif (await ask("set_nick", nick=f"winner {number}"))["success"]:
+                history.append(renamed("math", member.user, f"winner {number}"))
+                member.user = f"winner {number}"
         return history
 
     histories = await asyncio.gather(*(live(member, member in members[:6]) for member in members))
@@ -251,5 +240,5 @@ async def test_one_order(start: StartServer, join: Join) -> None:
             if "users" not in body and "message" not in body:
                 present ^= {body[key] for key in ("user", "from_user", "to_user") if key in body}
     stories = [[body for body in history if "users" not in body] for history in histories[:6]]
-    assert len(stories[0]) == 6 * (20 + 5) + 6 * (20 + 10)
+    assert len(stories[0]) == 6 * 20 + 5 + 6 * (20 + 10)
     assert stories == [stories[0]] * 6

@@ -1,7 +1,6 @@
 """One chat on many processes, and what can happen to them and to Redis. All processes are real."""
 
 import asyncio
-import importlib
 import re
 import signal
 from typing import Any
@@ -9,9 +8,8 @@ from typing import Any
 import aiohttp
 import pytest
 
-from tests.helpers import HANDSHAKE, TIMEOUT, Join, Member, Server, StartScript, StartServer
+from tests.helpers import TIMEOUT, Join, Member, Server, StartScript, StartServer
 from tests.helpers import eventually, joined, left
-from tests.server.helpers import Chat, respond
 
 pytestmark = pytest.mark.needs("redis")
 
@@ -28,27 +26,21 @@ async def receive_end(member: Member) -> int | None:
     return member.websocket.close_code
 
 
-async def get(url: str, **options: Any) -> tuple[int, str]:
-    """Return the status and the text of a page."""
-    async with aiohttp.ClientSession() as session, session.get(url, **options) as response:
-        return response.status, await response.text()
-
-
 async def wait_until(process: Server, status: int, start: str = "") -> None:
     """Wait until a process responds to a proxy with this status, and with this start of a text."""
-    status_and_text = (0, "")
-    async with asyncio.timeout(TIMEOUT):
-        while status_and_text[0] != status or not status_and_text[1].startswith(start):
+    async with asyncio.timeout(TIMEOUT), aiohttp.ClientSession(process.url) as session:
+        while True:
+            async with session.get("/health") as response:
+                if response.status == status and (await response.text()).startswith(start):
+                    return
             await asyncio.sleep(0.05)
-            status_and_text = await get(f"{process.url}/health")
 
 
-@pytest.mark.parametrize("app", ["server_redis"], indirect=True)
-async def test_random_name_is_free_in_every_room(chat: Chat, engine: str) -> None:
+async def test_random_name_is_free(redis: Any, start_server: StartServer, join: Join) -> None:
     taken = {f"user{number}": 1 for number in range(1000, 1_000_000, 2)}
-    with importlib.import_module("redis").Redis.from_url(engine) as redis:
-        redis.hset("chat:names", mapping=taken)
-    names = [(await chat.join()).user for _ in range(10)]
+    redis.hset("chat:names", mapping=taken)
+    process = start_server()
+    names = [(await join(process.url)).user for _ in range(10)]
     assert {int(name[-1]) % 2 for name in names} == {1}
 
 
@@ -133,7 +125,8 @@ async def test_redis_that_fails(
         reason = "no response for 3 seconds" if fault == "stopped" else "Error 111 connecting to "
         for process in processes:
             await wait_until(process, 503, f"The chat has lost Redis: {reason}")
-            assert (await get(f"{process.url}/chat", headers=HANDSHAKE))[0] == 503
+            with pytest.raises(aiohttp.WSServerHandshakeError, match="503"):
+                await join(process.url)
             assert process.log.count(f"Lost Redis: {reason}") == 1
         if fault == "stopped":
             own_engine._process.send_signal(signal.SIGCONT)
@@ -145,9 +138,8 @@ async def test_redis_that_fails(
     for process, member in ((far, members[0]), (near, members[1])):
         again = await join(process.url, member.user, "math")
     for room, users in (("math", {member.user for member in members}), ("default", set())):
-        response, _ = await respond(again, action="user_list", room=room)
+        response = await again.ask(action="user_list", room=room)
         assert {*response["users"]} == users
-    assert redis.hlen("chat:names") == 2
     await eventually(lambda: redis.zcard("chat:processes") == len(processes))
     # What the members of before have left undone does not end what comes after.
     counts = [process.log.count("Connected to Redis") for process in processes]
@@ -178,8 +170,7 @@ async def test_process_that_was_removed(redis: Any, start_server: StartServer, j
     entry = {"sender": "", "room": "math", "name": "", "response": "", "broadcast": "{}"}
     with redis.pipeline() as transaction:
         transaction.zrem("chat:processes", process_id(process)).xadd("chat:log", entry).execute()
-    message = await member.websocket.receive(TIMEOUT)
-    assert (message.type, message.data) == (aiohttp.WSMsgType.CLOSE, 1012)
+    assert await member.close_code() == 1012
 
 
 async def test_address_that_is_none(start_script: StartScript) -> None:

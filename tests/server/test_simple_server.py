@@ -33,21 +33,20 @@ async def test_requests(chat: Chat) -> None:
 
 async def test_member_that_stops_reading(chat: Chat) -> None:
     """It holds up the room. (Mended by utils.send.)"""
-    raw, user = await chat.connect(receive_buffer=4096)
-    raw.stop_reading()
-    transport = chat.app["websockets"]["default"][user]._req.transport
+    lazy, amy, bob = [await chat.join() for _ in range(3)]
+    lazy.transport.pause_reading()
+    transport = chat.app["websockets"]["default"][lazy.user]._req.transport
     transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
-    amy, bob = await chat.join(), await chat.join()
     await amy.catch_up()
     talking = asyncio.create_task(amy.say(*["x" * 60_000] * 10))
     await eventually(lambda: transport.get_write_buffer_size() > 64 * 1024)
     for _ in range(100):
         await bob.catch_up()
     assert not talking.done()
-    raw.writer.transport.resume_reading()  # type: ignore[attr-defined]
-    reading = asyncio.create_task(raw.reader.read())
+    lazy.transport.resume_reading()
+    received = [await lazy.receive() for _ in range(12)]
+    assert received[2:] == [said(amy.user, "x" * 60_000)] * 10
     await asyncio.wait_for(talking, TIMEOUT)
-    reading.cancel()
 
 
 async def test_flood(chat: Chat) -> None:

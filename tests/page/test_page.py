@@ -17,7 +17,6 @@ expect = pytest.importorskip("playwright.async_api").expect
 
 async def test_fields(server: Server, join: Join, bob: ChatPage) -> None:
     dave = await join(server.url, "Dave", "physics")
-    await join(server.url, "Bob", "chess")
     longest = "é" * ((64 * 1024 - len('{"action":"chat_message","message":""}')) // 2)
     await bob.field("Room").fill("physics ")
     await bob.button("Join").dblclick()
@@ -31,21 +30,20 @@ async def test_fields(server: Server, join: Join, bob: ChatPage) -> None:
         ("Room", " physics", ""),
         ("Nickname", " Bobby ", ""),
         ("Nickname", "Dave", "Nickname is already in use"),
-        ("Nickname", "Bob", ""),
         ("Nickname", "n" * 33, "1 to 32 visible characters"),
-        ("Room", "chess", "already in use in this room"),
+        ("Room", "", "visible characters"),
     ):
         await bob.enter(label, text)
         await bob.is_refused(label, refusal)
         if refusal:
             await expect(bob.field(label)).to_have_value(text)
-    arrival, message, *renamed = await dave.catch_up()
+    arrival, message, renamed = await dave.catch_up()
     assert arrival == joined("physics", "Bob")
     assert message == said("Bob", longest)
-    assert [body["to_user"] for body in renamed] == ["Bobby", "Bob"]
+    assert renamed["to_user"] == "Bobby"
     # A link leads to another room, and there is no trace of what was refused.
     await bob.page.evaluate("location.hash = '#math'")
-    await bob.is_connected("math", "Bob")
+    await bob.is_connected("math", "Bobby")
     await expect(bob.field("Room")).to_have_value("math")
     await expect(bob.field("Message")).to_be_focused()
 
@@ -61,8 +59,7 @@ async def test_texts(server: Server, join: Join, open_page: OpenPage) -> None:
     for text, found in {
         f"{nick} &lt; <script>alert(1)</script> half a pair: \ud800": [],
         f"see {one}, and ({two}).": [one, two],
-        "https://a.example/wiki/Chat_(software)!": ["https://a.example/wiki/Chat_(software)"],
-        "<https://a.example/ü/@Bob(1+1)>": ["https://a.example/ü/@Bob(1+1)"],
+        "<https://a.example/ü/@Chat_(software)>!": ["https://a.example/ü/@Chat_(software)"],
         "javascript:alert(1) ftp://a.example https:// http://. www.a.example": [],
         "@bob (1+1), Bob (1+1) (BOB (1+1))": ["@bob (1+1)", "Bob (1+1)", "BOB (1+1)"],
         "Bob xBob (1+1) Bob (1+1)0": [],
@@ -353,9 +350,8 @@ async def test_looks(start_server: StartServer, join: Join, open_page: OpenPage)
     refused = {"Nickname": "n" * 33, "Room": "", "Message": "é" * 65536}
     parts = [chat.status, chat.log, chat.button("Send"), *map(chat.field, refused)]
     fits = "es => es.every((e) => e.scrollWidth <= e.clientWidth)"
-    # Enlarged twice and four times, and a phone on its side with its keyboard.
-    small = [(640, 400), (320, 200), (667, 180)]
-    for width, height in [(360, 740), (768, 1024), (1920, 1080), *small]:
+    # The last are enlarged twice and four times, and a phone on its side with its keyboard.
+    for width, height in [(360, 740), (768, 1024), (640, 400), (320, 200), (667, 180)]:
         await chat.page.set_viewport_size({"width": width, "height": height})
         for part in parts:
             await expect(part).to_be_in_viewport(ratio=0.99)

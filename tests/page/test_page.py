@@ -12,7 +12,8 @@ from tests.helpers import ROOT, Join, Member, Server, StartServer, joined, left,
 from tests.page.helpers import RANDOM, ChatPage, OpenPage
 
 pytestmark = pytest.mark.needs("browser")
-expect = pytest.importorskip("playwright.async_api").expect
+reason = "it needs `uv run --group browser pytest`"
+expect = pytest.importorskip("playwright.async_api", reason=reason).expect
 
 
 async def test_fields(server: Server, join: Join, bob: ChatPage) -> None:

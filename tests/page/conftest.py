@@ -1,22 +1,17 @@
 """The fixtures of the page's tests."""
 
-import contextlib
-import os
-import shutil
-from collections.abc import AsyncIterator, Iterator
-from subprocess import DEVNULL, PIPE, Popen
-from typing import IO, Any
-from urllib.parse import quote
+from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 
 from tests.helpers import TIMEOUT, Join, Member, Server
-from tests.page.helpers import ChatPage, OpenPage, Run
+from tests.page.helpers import ChatPage, OpenPage
 
 
 @pytest.fixture
 async def open_page(chromium: str) -> AsyncIterator[OpenPage]:
-    """Open pages in Chromium with `await open_page(url, room, nick="", prepare=None)`.
+    """Open pages in Chromium with `await open_page(url, room, nick="")`.
 
     Each has a profile of its own. With a nick, the page is connected.
     """
@@ -25,16 +20,13 @@ async def open_page(chromium: str) -> AsyncIterator[OpenPage]:
     expect.set_options(timeout=TIMEOUT * 1000)
     problems: list[str] = []  # such as what the Content-Security-Policy blocks
 
-    async def open_page(url: str, room: str, nick: str = "", prepare: Any = None) -> ChatPage:
+    async def open_page(url: str, room: str, nick: str = "") -> ChatPage:
         storage: Any = {"origin": url, "localStorage": [{"name": "nick", "value": nick}]}
         context = await browser.new_context(storage_state={"origins": [storage] if nick else []})
-        context.set_default_timeout(TIMEOUT * 1000)
         context.on("weberror", lambda error: problems.append(str(error.error)))
         context.on("console", lambda message: problems.append(message.text))
         chat = ChatPage(await context.new_page())
-        if prepare:
-            await prepare(chat)
-        await chat.page.goto(f"{url}/#{quote(room)}")
+        await chat.page.goto(f"{url}/#{room}")
         if nick:
             await chat.is_connected(room, nick)
         return chat
@@ -56,20 +48,3 @@ async def bob(server: Server, open_page: OpenPage) -> ChatPage:
 async def ann(server: Server, join: Join, bob: ChatPage) -> Member:
     """Somebody who joined after Bob."""
     return await join(server.url, "Ann", "math")
-
-
-@pytest.fixture
-def run() -> Iterator[Run]:
-    """Run programs with `run(*command, **environment)` until the test ends; return their output."""
-    with contextlib.ExitStack() as stack:
-
-        def run(*command: str, **environment: str) -> IO[str]:
-            if not shutil.which(command[0]):
-                pytest.skip(f"There is no {command[0]} here.")
-            options: Any = {"stdout": PIPE, "stderr": DEVNULL, "text": True}
-            process = stack.enter_context(Popen(command, env=os.environ | environment, **options))
-            stack.callback(process.kill)
-            assert process.stdout
-            return process.stdout
-
-        yield run

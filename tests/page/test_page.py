@@ -1,7 +1,6 @@
 """The page in Chromium: what people do and see, what it does without a server, how it looks."""
 
 import asyncio
-import contextlib
 import importlib.resources
 import re
 import signal
@@ -12,15 +11,13 @@ import pytest
 from tests.helpers import ROOT, Join, Member, Server, StartServer, joined, left, said
 from tests.page.helpers import RANDOM, ChatPage, OpenPage
 
-with contextlib.suppress(ImportError):  # then the tests are skipped
-    from playwright.async_api import expect
-
 pytestmark = pytest.mark.needs("browser")
+reason = "it needs `uv run --group browser pytest`"
+expect = pytest.importorskip("playwright.async_api", reason=reason).expect
 
 
-async def test_fields(server: Server, join: Join, bob: ChatPage, ann: Member) -> None:
+async def test_fields(server: Server, join: Join, bob: ChatPage) -> None:
     dave = await join(server.url, "Dave", "physics")
-    await join(server.url, "Bob", "chess")
     longest = "é" * ((64 * 1024 - len('{"action":"chat_message","message":""}')) // 2)
     await bob.field("Room").fill("physics ")
     await bob.button("Join").dblclick()
@@ -34,24 +31,22 @@ async def test_fields(server: Server, join: Join, bob: ChatPage, ann: Member) ->
         ("Room", " physics", ""),
         ("Nickname", " Bobby ", ""),
         ("Nickname", "Dave", "Nickname is already in use"),
-        ("Nickname", "Bob", ""),
         ("Nickname", "n" * 33, "1 to 32 visible characters"),
-        ("Room", "chess", "already in use in this room"),
+        ("Room", "", "visible characters"),
     ):
         await bob.enter(label, text)
         await bob.is_refused(label, refusal)
         if refusal:
             await expect(bob.field(label)).to_have_value(text)
-    arrival, message, *renamed = await dave.catch_up()
+    arrival, message, renamed = await dave.catch_up()
     assert arrival == joined("physics", "Bob")
     assert message == said("Bob", longest)
-    assert [body["to_user"] for body in renamed] == ["Bobby", "Bob"]
+    assert renamed["to_user"] == "Bobby"
     # A link leads to another room, and there is no trace of what was refused.
     await bob.page.evaluate("location.hash = '#math'")
-    await bob.is_connected("math", "Bob")
+    await bob.is_connected("math", "Bobby")
     await expect(bob.field("Room")).to_have_value("math")
     await expect(bob.field("Message")).to_be_focused()
-    await expect(bob.users).to_have_text(["Ann", "Bob (you)"])
 
 
 async def test_texts(server: Server, join: Join, open_page: OpenPage) -> None:
@@ -65,8 +60,7 @@ async def test_texts(server: Server, join: Join, open_page: OpenPage) -> None:
     for text, found in {
         f"{nick} &lt; <script>alert(1)</script> half a pair: \ud800": [],
         f"see {one}, and ({two}).": [one, two],
-        "https://a.example/wiki/Chat_(software)!": ["https://a.example/wiki/Chat_(software)"],
-        "<https://a.example/ü/@Bob(1+1)>": ["https://a.example/ü/@Bob(1+1)"],
+        "<https://a.example/ü/@Chat_(software)>!": ["https://a.example/ü/@Chat_(software)"],
         "javascript:alert(1) ftp://a.example https:// http://. www.a.example": [],
         "@bob (1+1), Bob (1+1) (BOB (1+1))": ["@bob (1+1)", "Bob (1+1)", "BOB (1+1)"],
         "Bob xBob (1+1) Bob (1+1)0": [],
@@ -80,11 +74,9 @@ async def test_texts(server: Server, join: Join, open_page: OpenPage) -> None:
     await expect(last.locator(safe)).to_have_count(25)
     # Thousands of accents on a letter would, too.
     await eve.say("line one\nline two" + "\u0301" * 10_000)
-    await expect(last).to_contain_text("line two" + "\u0301" * 16)
-    assert await last.inner_text() == "line one\nline two" + "\u0301" * 16
-    # The direction of a text does not reach beyond it; in a message it ends with the line.
-    await expect(last).to_have_css("unicode-bidi", "plaintext")
-    await expect(bob.page.locator("bdi").first).to_have_css("unicode-bidi", "isolate")
+    lines = re.compile("^line one\nline two\u0301{16}$")
+    await expect(last).to_have_text(lines, use_inner_text=True)
+    await expect(last).to_have_css("unicode-bidi", "plaintext")  # each line has its direction
 
 
 async def test_groups(server: Server, join: Join, bob: ChatPage, ann: Member) -> None:
@@ -178,8 +170,8 @@ async def test_address_and_storage(server: Server, join: Join, open_page: OpenPa
     await zoe.is_connected("default", "Zoë?&/%")
 
 
-async def test_hidden_tab(server: Server, join: Join, open_page: OpenPage) -> None:
-    stub = (
+async def test_hidden_tab(bob: ChatPage, ann: Member) -> None:
+    await bob.page.add_init_script(
         "Notification = class { static permission = 'default';"
         "static requestPermission() { Notification.permission = 'granted'; }"
         "constructor(title, { body }) { (window.notes ??= []).push(title, body); } };"
@@ -187,8 +179,7 @@ async def test_hidden_tab(server: Server, join: Join, open_page: OpenPage) -> No
         "Object.defineProperty(document, 'hidden', { get: () => hidden, configurable: true });"
         "document.dispatchEvent(new Event('visibilitychange')); }"
     )
-    bob = await open_page(server.url, "math", "Bob", lambda chat: chat.page.add_init_script(stub))
-    ann = await join(server.url, "Ann", "math")
+    await bob.page.reload()
     await bob.button("Notify me").click()
     await expect(bob.button("Notify me")).to_be_hidden()
     await ann.say("Bob, you see this")
@@ -224,25 +215,24 @@ async def test_lost_connections(start_server: StartServer, join: Join, open_page
     server.process.send_signal(signal.SIGCONT)
     await bob.page.clock.run_for(1_000)
     await bob.is_connected("math", "Bobby")
-    # It hangs, and somebody writes: what it has not confirmed is in the field again.
+    # It dies: what it has not confirmed is in the field again.
     server.process.send_signal(signal.SIGSTOP)
     for text in ("one", "two"):
         await bob.enter("Message", text)
     await bob.field("Message").fill("three")
-    await bob.page.clock.run_for(10_020)
-    await expect(bob.field("Message")).to_have_value("one\ntwo\nthree")
-    await bob.is_refused("Message", "may have arrived")
-    gap = re.compile(r"^You were disconnected\. Messages after \d\d[:.]\d\d.* are missing\.$")
-    await expect(bob.texts(".notice").filter(has_text="missing")).to_have_text([gap, gap])
-    # It is gone. The pauses are 1, 2, 4, 8, 16, 30 and 30 seconds, or up to a quarter less.
     server.process.kill()
     server.process.wait()
+    await expect(bob.field("Message")).to_have_value("one\ntwo\nthree")
+    await bob.is_refused("Message", "may have arrived")
+    # The pauses are 1, 2, 4, 8, 16, 30 and 30 seconds, or up to a quarter less.
     tries: list[Any] = []
     bob.page.on("websocket", lambda websocket: tries.append(websocket))
     for pause in (1, 2, 4, 8, 16, 30, 30):
         async with bob.page.expect_console_message():  # that the try has failed
             await bob.page.clock.run_for(1_000 * pause)
     assert len(tries) == 7
+    gap = re.compile(r"^You were disconnected\. Messages after \d\d[:.]\d\d.* are missing\.$")
+    await expect(bob.texts(".notice").filter(has_text="missing")).to_have_text([gap, gap])
     await bob.field("Message").press("Enter")
     await bob.is_refused("Message", "not sent")
     # In the middle of a pause, it reconnects when the network is back.
@@ -266,19 +256,17 @@ async def test_lost_connections(start_server: StartServer, join: Join, open_page
     await bob.is_connected("math", "Bobby")
 
 
-async def test_old_browser_behind_a_proxy(open_page: OpenPage) -> None:
-    async def prepare(chat: ChatPage) -> None:
-        for path in (ROOT / "static").iterdir():
-            url = f"**/where/{path.name.replace('index.html', '')}"
-            await chat.page.route(url, lambda route, _, path=path: route.fulfill(path=path))
-        new = "CSS.supports = () => false; WebSocket = function (url) { window.url = url; };"
-        await chat.page.add_init_script(new)
-
-    chat = await open_page("https://chat.test/some/where", "math", prepare=prepare)
+async def test_old_browser_behind_a_proxy(bob: ChatPage) -> None:
+    new = "CSS.supports = () => false; WebSocket = function (url) { window.url = url; };"
+    await bob.page.add_init_script(new)
+    for path in (ROOT / "static").iterdir():
+        url = f"https://chat.test/some/where/{path.name}"
+        await bob.page.route(url, lambda route, _, path=path: route.fulfill(path=path))
+    await bob.page.goto("https://chat.test/some/where/index.html")
     # The WebSocket is next to the page, and encrypted as the page is.
-    assert await chat.page.evaluate("url") == "wss://chat.test/some/where/chat"
+    assert await bob.page.evaluate("url") == "wss://chat.test/some/where/chat"
     # The message field grows with its text.
-    field = chat.field("Message")
+    field = bob.field("Message")
     await field.evaluate("e => e.style.fieldSizing = 'fixed'")
     heights = []
     for text in ("", "three\nlong\nlines", ""):
@@ -287,8 +275,7 @@ async def test_old_browser_behind_a_proxy(open_page: OpenPage) -> None:
     assert heights[0] == heights[1] < heights[2] == heights[3] > heights[4] == heights[0]
     sources = "".join(path.read_text() for path in (ROOT / "static").iterdir())
     assert "This page needs JavaScript and a newer browser" in sources
-    # Not before Safari 16.4, 17.3, 17.4, 17.5 and 26.2: looking behind in regular expressions and
-    # ranges in media queries, relative WebSocket URLs, Map.groupBy(), light-dark(), field-sizing.
+    # Safari 16.3 knows none of these.
     assert not re.search(r"light-dark\(|groupBy|\((width|height) [<>]|\(\?<[=!]", sources)
 
 
@@ -346,7 +333,6 @@ async def test_looks(start_server: StartServer, join: Join, open_page: OpenPage)
             results = await chat.page.evaluate(f"axe.run({options})")
             found = [(rule["id"], rule["nodes"][0]["html"]) for rule in results["violations"]]
             assert found == [], (state, options)
-            assert "color-contrast" in [rule["id"] for rule in results["passes"]]
 
     await check("first visit")
     # The keyboard reaches everything, and one sees where it is.
@@ -357,8 +343,6 @@ async def test_looks(start_server: StartServer, join: Join, open_page: OpenPage)
         stop = chat.page.locator(":focus")
         await expect(stop).to_have_accessible_name(name)
         await expect(stop).to_have_css("outline", re.compile("solid 2px"))
-        # Chromium would stop at the list and the log anyway, other browsers don't.
-        assert await stop.evaluate("e => e.tabIndex") == 0
     member = await join(server.url, "M" * 32, "R" * 32)
     await member.say("See https://a.example/", f"@{'W' * 32}", "x" * 3000 + " word" * 100)
     await chat.enter("Message", "https://a.example/" + "W" * 200)
@@ -367,9 +351,8 @@ async def test_looks(start_server: StartServer, join: Join, open_page: OpenPage)
     refused = {"Nickname": "n" * 33, "Room": "", "Message": "é" * 65536}
     parts = [chat.status, chat.log, chat.button("Send"), *map(chat.field, refused)]
     fits = "es => es.every((e) => e.scrollWidth <= e.clientWidth)"
-    # The last are enlarged twice and four times, or phones on their side with a keyboard.
-    sizes = [(360, 740), (360, 400), (768, 1024), (1920, 1080)]
-    for width, height in [*sizes, (640, 400), (320, 200), (667, 180), (740, 197)]:
+    # The last are enlarged twice and four times, and a phone on its side with its keyboard.
+    for width, height in [(360, 740), (768, 1024), (640, 400), (320, 200), (667, 180)]:
         await chat.page.set_viewport_size({"width": width, "height": height})
         for part in parts:
             await expect(part).to_be_in_viewport(ratio=0.99)

@@ -352,7 +352,14 @@ async def test_looks(start_server: StartServer, join: Join, open_page: OpenPage)
     parts = [chat.status, chat.log, chat.button("Send"), *map(chat.field, refused)]
     fits = "es => es.every((e) => e.scrollWidth <= e.clientWidth)"
     # The last are enlarged twice and four times, and a phone on its side with its keyboard.
-    for width, height in [(360, 740), (768, 1024), (640, 400), (320, 200), (667, 180)]:
+    for width, height in [
+        (360, 740),
+        (768, 1024),
+        (1920, 1080),
+        (640, 400),
+        (320, 200),
+        (667, 180),
+    ]:
         await chat.page.set_viewport_size({"width": width, "height": height})
         for part in parts:
             await expect(part).to_be_in_viewport(ratio=0.99)

@@ -143,10 +143,12 @@ async def join() -> AsyncIterator[Join]:
             member.room = room
         return member
 
-    members: list[Member] = []  # aiohttp would close what nobody refers to
+    members: list[Member] = []
     connector = aiohttp.TCPConnector(limit=0)  # by default, the 101st member would wait
     async with aiohttp.ClientSession(connector=connector) as session:
         yield join
+        for member in members:
+            member.websocket._response.close()  # cuts it off, without a close frame
 
 
 @pytest.hookimpl(tryfirst=True)

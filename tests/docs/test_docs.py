@@ -8,7 +8,6 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
-import aiohttp
 import pytest
 
 import client
@@ -242,9 +241,7 @@ async def test_proxy(copy: Copy, join: Join, kind: str) -> None:
     await copy.output(CLIENT, "hello\n")
     assert (await amy.catch_up())[1]["message"] == "hello"
     page = {"Origin": "https://localhost"}
-    async with aiohttp.ClientSession(f"wss://localhost:{port}") as session:
-        websocket = await session.ws_connect("/chat", headers=page, ssl=False)
-        assert (await websocket.receive_json())["action"] == "connecting"
+    await join(f"https://localhost:{port}", headers=page, ssl=False)
 
 
 @pytest.mark.needs("redis")

@@ -167,8 +167,7 @@ def check_origin(request: web.Request, origin: str) -> None:
     It is not enough that a page's Origin names this Host, because an attacker can point a name of
     their own at this machine (DNS rebinding).
     """
-    allowed = [site.lower().rstrip("/") for site in request.app[OPTIONS].allow_origin]
-    host = request.host.lower()
+    allowed, host = request.app[OPTIONS].allow_origin, request.host.lower()
     name = re.sub(r":\d*$", "", host).removesuffix(".")
     own_names = {socket.gethostname().lower(), *(re.split("[:/]+", site)[1] for site in allowed)}
     own = f"http://{host.removesuffix(':80')}", f"https://{host.removesuffix(':443')}"
@@ -189,7 +188,8 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     sites = "let the pages of a site connect, such as https://example.org (may be repeated)"
     parser.add_argument("--allow-origin", default=[], action="append", help=sites)
     options = parser.parse_args(argv)
-    if not all(re.match("(?i)https?://[^/]", site) for site in options.allow_origin):
+    options.allow_origin = [site.lower().rstrip("/") for site in options.allow_origin]
+    if not all(re.match("https?://[^/]", site) for site in options.allow_origin):
         parser.error("an origin begins with http:// or https://")
     return options
 

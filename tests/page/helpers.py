@@ -5,13 +5,11 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Awaitable, Callable
-from typing import IO
 from urllib.parse import quote
 
 with contextlib.suppress(ImportError):  # then the tests are skipped
     from playwright.async_api import Locator, Page, expect
 
-Run = Callable[..., IO[str]]
 OpenPage = Callable[..., Awaitable["ChatPage"]]
 RANDOM = re.compile(r"^User\d+$")
 

@@ -13,7 +13,7 @@ import struct
 import time
 import unicodedata
 from collections import defaultdict
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Collection
 from typing import Any, cast
 
 from aiohttp import WSMessage, WSMsgType, web
@@ -24,7 +24,6 @@ DELIVERY_RATE = 25 * 1024 * 1024  # bytes a second that the others may be sent b
 MIN_COST = 512  # bytes that every message counts at least, and so does each of its deliveries
 MAX_BACKLOG = 1024 * 1024  # bytes that may wait here for a client to read; then it is dropped
 MAX_READ = 4096  # bytes that are read from a client in one iteration of the event loop
-MAX_WRITES = 100  # clients that a broadcast is written to in one iteration
 MAX_NAME = 32  # characters of a nickname or of a room's name
 HEARTBEAT = 20.0  # seconds of silence before the server pings; a client has half of that to respond
 CLOSE_TIMEOUT = 2.0  # seconds for a client to respond to a close frame
@@ -54,9 +53,6 @@ class User:
         while canonical_name(self.name) in self.names or not self.name:  # free in every room
             self.name = f"User{random.randrange(1000, 1_000_000)}"
 
-    def __str__(self) -> str:
-        return f"{self.name!r} in {self.room!r}"
-
     def enter(self) -> None:
         """Enter the room, and send "joined" to the others there."""
         self.register()
@@ -71,7 +67,6 @@ class User:
         """Go to another room; raise InvalidRequest if the user's name is taken there."""
         if room in self.names[canonical_name(self.name)]:
             raise InvalidRequest("Name already in use in this room.")
-        logger.info("%s goes to %r", self, room)
         self.leave()
         self.room = room
         self.enter()
@@ -80,12 +75,10 @@ class User:
         """Take another name; raise InvalidRequest if it is taken in the room."""
         if self.room in self.names.get(canonical_name(nick), ()):
             raise InvalidRequest("Nickname is already in use")
-        logger.info("%s is now %r", self, nick)
-        old = self.name
+        self.broadcast("nick_changed", room=self.room, from_user=self.name, to_user=nick)
         self.unregister()
         self.name = nick
         self.register()
-        self.broadcast("nick_changed", room=self.room, from_user=old, to_user=nick)
 
     def register(self) -> None:
         self.rooms[self.room][self.name] = self.websocket
@@ -102,14 +95,16 @@ class User:
             del self.names[name]
 
     def broadcast(self, action: str, **fields: object) -> None:
-        """Send a broadcast to the others in the room.
+        """Send a broadcast to the others in the room, and log it.
 
         No method of a User waits. So a change and its broadcast are one step for asyncio, and all
         members receive all broadcasts in the same order.
         """
+        body = {"action": action, **fields}
+        logger.log(logging.DEBUG if action == "chat_message" else logging.INFO, "%s", body)
         room = self.rooms.get(self.room, {})
         others = [websocket for websocket in room.values() if websocket is not self.websocket]
-        data = encode({"action": action, **fields})
+        data = encode(body)
         send(data, others)
         self.websocket.pay(len(others) * max(len(data), MIN_COST) / DELIVERY_RATE)
 
@@ -183,29 +178,22 @@ def frame(payload: bytes, opcode: WSMsgType = WSMsgType.TEXT) -> bytes:
     return struct.pack("!BBQ", 0x80 | opcode, 127, size) + payload
 
 
-def send(data: bytes, websockets: Iterable["ClientSocket"]) -> None:
+def send(data: bytes, websockets: Collection["ClientSocket"]) -> None:
     """Put a frame into the outboxes of clients. No send waits for a client to read."""
-    empty = []
+    empty = [websocket for websocket in websockets if not websocket.outbox]
     for websocket in websockets:
-        if not websocket.outbox:
-            empty.append(websocket)
         websocket.outbox.append(data)
     asyncio.get_running_loop().call_soon(flush, empty)
 
 
-def flush(websockets: list["ClientSocket"]) -> None:
-    """Write some outboxes now, and the others in the next iterations of the event loop.
-
-    What many members of a busy room have said gathers in an outbox, and is one write.
-    """
-    for websocket in websockets[:MAX_WRITES]:
+def flush(websockets: Collection["ClientSocket"]) -> None:
+    """Write outboxes. What many members of a busy room have said there is one write."""
+    for websocket in websockets:
         try:
             websocket.write_outbox()
         except Exception:  # the others are written all the same
             logger.exception("Dropped a client, because writing to it failed")
             websocket.transport.abort()
-    if len(websockets) > MAX_WRITES:
-        asyncio.get_running_loop().call_soon(flush, websockets[MAX_WRITES:])
 
 
 class ClientSocket(web.WebSocketResponse):
@@ -244,8 +232,7 @@ class ClientSocket(web.WebSocketResponse):
             transport.write(data)
             backlog = transport.get_write_buffer_size()
             if backlog > MAX_BACKLOG:
-                address = transport.get_extra_info("peername")
-                logger.warning("Dropped %s as too slow: %d bytes unsent", address, backlog)
+                logger.warning("Dropped a client as too slow: %d bytes unsent", backlog)
                 transport.abort()
             elif transport.is_closing():
                 self.read_rest()

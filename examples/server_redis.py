@@ -8,6 +8,7 @@ its members, with 1012, and starts over, empty.
 
 import asyncio
 import hashlib
+import json
 import logging
 import os
 import socket
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from aiohttp import WSCloseCode, WSMessage, web
+from aiohttp.typedefs import Handler
 from redis.asyncio import ConnectionPool, Redis
 from redis.asyncio.connection import parse_url
 
@@ -40,14 +42,10 @@ CONNECTION: dict[str, Any] = {
 class Member:
     """A client that chats through this process. In Redis, its id stands for it: names change."""
 
-    def __init__(self, websocket: ClientSocket, view: "asyncio.Task[None]") -> None:
-        self.websocket, self.view = websocket, view
-        self.id = os.urandom(16).hex()
+    def __init__(self, id: str, websocket: ClientSocket, view: "asyncio.Task[None]") -> None:
+        self.id, self.websocket, self.view = id, websocket, view
         self.room = self.name = ""  # its place, by the entries of the log that have been read
         self.responded = asyncio.Event()  # set when the response to its request has been sent
-
-    def __str__(self) -> str:
-        return f"{self.name!r} in {self.room!r}"
 
 
 class Process:
@@ -61,13 +59,11 @@ class Process:
 
     async def ws_chat(self, request: web.Request) -> web.WebSocketResponse:
         """Let a client chat, as a user who is in one room at a time."""
-        await self.serve_health(request)
         async with server.open_websocket(request) as websocket:
-            member = Member(websocket, request.task)
+            member = Member(f"{self.id}-{os.urandom(8).hex()}", websocket, request.task)
             self.members[member.id] = member
             try:
                 await self.request(member, "enter")
-                logger.info("%s connected", member)
                 async for message in receive(websocket):
                     await self.respond(member, message)
             except asyncio.CancelledError:
@@ -88,7 +84,6 @@ class Process:
                 case {"action": "join_room" | "user_list" as action, "room": room}:
                     await self.request(member, action, check_name(room))
                 case {"action": "chat_message" as action, "message": str(text)} if text:
-                    logger.debug("%s says %r", member, text)
                     await self.request(member, action, text)
                 case {"action": str(action)}:
                     raise InvalidRequest(server.UNKNOWN_REQUEST)
@@ -107,11 +102,9 @@ class Process:
     def leave(self, member: Member) -> None:
         """Let a member leave, unless this process has lost it."""
         if self.members.pop(member.id, None):
-            end = " without a close frame" if member.websocket.vanished else ""
-            self.requests.put_nowait((member, ("leave", end)))
+            shame = "shame" if member.websocket.vanished else ""
+            self.requests.put_nowait((member, ("leave", shame)))
             self.unregister(member)
-            if member.room:
-                logger.info("%s disconnected%s", member, end)
 
     def unregister(self, member: Member) -> None:
         self.rooms[member.room].pop(member.name, None)
@@ -202,24 +195,25 @@ class Process:
         """Send a member the response in an entry, and the others in its room the broadcast."""
         member = self.members.get(sender)
         if member and response:
-            if member.room not in ("", room):
-                logger.info("%s goes to %r", member, room)
-            elif member.name not in ("", name):
-                logger.info("%s is now %r", member, name)
             self.unregister(member)
             member.room, member.name = room, name
             self.rooms[room][name] = member.websocket
             send(frame(response.encode(errors="backslashreplace")), [member.websocket])
             member.responded.set()
+        if broadcast and sender.startswith(self.id):
+            body = json.loads(broadcast)
+            level = logging.DEBUG if body["action"] == "chat_message" else logging.INFO
+            logger.log(level, "%s", body)
         if broadcast and room in self.rooms:
             others = [websocket for user, websocket in self.rooms[room].items() if user != name]
             send(frame(broadcast.encode(errors="backslashreplace")), others)
 
-    async def serve_health(self, request: web.Request) -> web.Response:
-        """Respond to a proxy; raise HTTPServiceUnavailable while it should send nobody here."""
-        if self.problem:
+    @web.middleware
+    async def check(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        """Raise HTTPServiceUnavailable for clients, and for a proxy, while nobody can enter."""
+        if self.problem and request.path in ("/chat", "/health"):
             raise web.HTTPServiceUnavailable(text=f"The chat has lost Redis: {self.problem}")
-        return await server.serve_health(request)
+        return await handler(request)
 
 
 async def init_app(argv: Sequence[str] = ()) -> web.Application:
@@ -231,7 +225,8 @@ async def init_app(argv: Sequence[str] = ()) -> web.Application:
     except ValueError:
         raise SystemExit("REDIS_URL must look like redis://user:password@host:6379/0.") from None
     process = Process(Redis.from_pool(pool))
-    app = await server.init_app(argv, chat=process.ws_chat, health=process.serve_health)
+    app = await server.init_app(argv, chat=process.ws_chat)
+    app.middlewares.append(process.check)
     app.cleanup_ctx.append(process.run)
     return app
 

@@ -49,8 +49,8 @@ async def server(shared_server: Server) -> AsyncIterator[Server]:
     """The shared server, with nobody in it. Whatever happens to it, it logs no error."""
     shared_server.read_before += len(shared_server.log)
     yield shared_server
-    entered, gone = " connected\n", " disconnected"
-    await eventually(lambda: shared_server.log.count(entered) == shared_server.log.count(gone))
+    joined, left = "{'action': 'joined'", "{'action': 'left'"
+    await eventually(lambda: shared_server.log.count(joined) == shared_server.log.count(left))
     assert not UNWANTED.search(shared_server.log), shared_server.log
 
 

@@ -154,9 +154,8 @@ class Chat:
 class Terminal:
     """A screen and a keyboard. The line that is being typed stays intact below the output."""
 
-    chat: Chat
-
     def __init__(self) -> None:
+        self.chat: Chat  # the one on the present connection
         os.environ["PROMPT_TOOLKIT_NO_CPR"] = "1"  # not all terminals say where the cursor is
         self.lines: asyncio.Queue[str] = asyncio.Queue()  # typed, but not handled yet
         self.read_line = self.lines.get
@@ -275,6 +274,8 @@ async def main(options: argparse.Namespace) -> None:
                 return await chat.run()
             except CONNECTION_ERRORS as error:  # ValueError: no JSON; AssertionError: //localhost
                 reason = f"{type(error).__name__}: {error}"
+                if isinstance(error.__cause__, ConnectionRefusedError):
+                    reason += " Is the server running?"
                 while not chat.requests.empty():
                     if text := chat.requests.get_nowait().get("message"):
                         await console.show(f"! This may not have been delivered: {text}", ERROR)
@@ -293,8 +294,7 @@ if __name__ == "__main__":
     parser.add_argument("--room", default=START_ROOM, help="the room to join")
     parser.add_argument("--verbose", action="store_true", help="show every message")
     parser.add_argument("--reconnect", action="store_true", help="connect again, when it ends")
-    options = parser.parse_args()
     if not (sys.stdin and sys.stdout):
         sys.exit("client.py needs standard input and output (/dev/null is enough).")
     with contextlib.suppress(asyncio.CancelledError, KeyboardInterrupt):  # the user left
-        asyncio.run(main(options))
+        asyncio.run(main(parser.parse_args()))

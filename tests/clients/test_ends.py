@@ -125,7 +125,7 @@ async def test_server_that_ends_the_connection(
 
 
 async def test_server_without_a_websocket(
-    run_script: RunScript, monkeypatch: pytest.MonkeyPatch
+    script: str, run_script: RunScript, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What it sends is escaped. It may not respond, or not be there, or have no valid address."""
     responses = {
@@ -149,7 +149,9 @@ async def test_server_without_a_websocket(
         host, port = server.sockets[0].getsockname()
         for reason in responses.values():
             assert reason in await run_script(f"ws://{host}:{port}/")
-    assert f"Cannot connect to host {host}:{port} " in await run_script(f"ws://{host}:{port}/")
+    reason = await run_script(f"ws://{host}:{port}/")
+    assert f"Cannot connect to host {host}:{port} " in reason
+    assert reason.endswith(" Is the server running?") == (script == "client.py")
     for address in ("localhost:8080", "//localhost", "http://[::1", "ws://a..b"):
         assert "Error: " in await run_script(address)
 

@@ -54,10 +54,12 @@ async def ws_chat(request: web.Request) -> web.WebSocketResponse:
         send(encode({"action": "connecting", "room": user.room, "user": user.name}), [websocket])
         try:
             user.enter()
+            user.broadcast("joined", room=user.room, user=user.name)
             async for message in receive(websocket):
                 send(encode(respond(user, message)), [websocket])
         finally:
-            user.leave(shame=websocket.vanished)
+            user.leave()
+            user.broadcast("left", room=user.room, user=user.name, shame=websocket.vanished)
     return websocket
 
 

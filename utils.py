@@ -54,38 +54,11 @@ class User:
             self.name = f"User{random.randrange(1000, 1_000_000)}"
 
     def enter(self) -> None:
-        """Enter the room, and send "joined" to the others there."""
-        self.register()
-        self.broadcast("joined", room=self.room, user=self.name)
-
-    def leave(self, shame: bool = False) -> None:
-        """Leave the room, and send "left" to the others there."""
-        self.unregister()
-        self.broadcast("left", room=self.room, user=self.name, shame=shame)
-
-    def change_room(self, room: str) -> None:
-        """Go to another room; raise InvalidRequest if the user's name is taken there."""
-        if room in self.names[canonical_name(self.name)]:
-            raise InvalidRequest("Name already in use in this room.")
-        self.leave()
-        self.room = room
-        self.enter()
-
-    def change_nick(self, nick: str) -> None:
-        """Take another name; raise InvalidRequest if it is taken in the room."""
-        if self.room in self.names.get(canonical_name(nick), ()):
-            raise InvalidRequest("Nickname is already in use")
-        self.broadcast("nick_changed", room=self.room, from_user=self.name, to_user=nick)
-        self.unregister()
-        self.name = nick
-        self.register()
-
-    def register(self) -> None:
         self.rooms[self.room][self.name] = self.websocket
         self.names[canonical_name(self.name)].add(self.room)
 
-    def unregister(self) -> None:
-        """Delete what register() has added, and then a room or a name that nobody has."""
+    def leave(self) -> None:
+        """Delete what enter() has added, and then a room or a name that nobody has."""
         name = canonical_name(self.name)
         self.rooms[self.room].pop(self.name, None)  # shutdown() may have emptied the rooms
         self.names[name].discard(self.room)
@@ -93,6 +66,25 @@ class User:
             del self.rooms[self.room]
         if not self.names[name]:
             del self.names[name]
+
+    def change_room(self, room: str) -> None:
+        """Go to another room; raise InvalidRequest if the user's name is taken there."""
+        if room in self.names[canonical_name(self.name)]:
+            raise InvalidRequest("Name already in use in this room.")
+        self.leave()
+        self.broadcast("left", room=self.room, user=self.name, shame=False)
+        self.room = room
+        self.enter()
+        self.broadcast("joined", room=self.room, user=self.name)
+
+    def change_nick(self, nick: str) -> None:
+        """Take another name; raise InvalidRequest if it is taken in the room."""
+        if self.room in self.names.get(canonical_name(nick), ()):
+            raise InvalidRequest("Nickname is already in use")
+        self.broadcast("nick_changed", room=self.room, from_user=self.name, to_user=nick)
+        self.leave()
+        self.name = nick
+        self.enter()
 
     def broadcast(self, action: str, **fields: object) -> None:
         """Send a broadcast to the others in the room, and log it.

@@ -103,7 +103,7 @@ async def open_websocket(request: web.Request) -> AsyncIterator[ClientSocket]:
         headers = {"Upgrade": "websocket", "Connection": "Upgrade", "Sec-WebSocket-Version": "13"}
         text = "Open this address with a WebSocket client."
         raise web.HTTPUpgradeRequired(text=text, headers=headers) from None
-    websocket.transport.max_size = MAX_READ  # type: ignore[attr-defined]  # 256 KiB in asyncio
+    websocket.transport.max_size = MAX_READ  # 256 KiB in asyncio
     request.app[VIEWS].add(request.task)
     try:
         yield websocket

@@ -14,7 +14,7 @@ import time
 import unicodedata
 from collections import defaultdict
 from collections.abc import AsyncIterator, Collection
-from typing import Any, cast
+from typing import Any
 
 from aiohttp import WSMessage, WSMsgType, web
 
@@ -202,8 +202,7 @@ class ClientSocket(web.WebSocketResponse):
             autoclose=False,  # so that `vanished` can tell a close frame from a lost connection
             compress=False,  # frame() does not compress; a connection that does takes 168 KiB
         )
-        # If the client has disconnected, this is None, and prepare() raises an error.
-        self.transport = cast(asyncio.Transport, request.transport)
+        self.transport: Any = request.transport  # None if the client is gone: prepare() raises
         self.outbox: list[bytes] = []
         self.paid_until = 0.0  # the time.monotonic() at which the client may send again
 
@@ -231,9 +230,8 @@ class ClientSocket(web.WebSocketResponse):
 
     def read_rest(self) -> None:
         """Read what arrived before a reset, maybe a close frame. asyncio would discard it."""
-        protocol = cast(asyncio.Protocol, self.transport.get_protocol())
         with contextlib.suppress(OSError), self.transport.get_extra_info("socket").dup() as unread:
-            protocol.data_received(unread.recv(MAX_BACKLOG))
+            self.transport.get_protocol().data_received(unread.recv(MAX_BACKLOG))
 
     async def close(self, **options: Any) -> bool:
         """Close as aiohttp does, but give the client only CLOSE_TIMEOUT seconds to respond."""

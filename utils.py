@@ -182,7 +182,17 @@ def flush(websockets: Collection["ClientSocket"]) -> None:
     """Write outboxes. What many members of a busy room have said there is one write."""
     for websocket in websockets:
         try:
-            websocket.write_outbox()
+            transport, data = websocket.transport, b"".join(websocket.outbox)
+            websocket.outbox.clear()
+            if transport.is_closing():
+                continue  # the view is about to notice
+            transport.write(data)  # buffers what the network cannot take yet
+            backlog = transport.get_write_buffer_size()
+            if backlog > MAX_BACKLOG:
+                logger.warning("Dropped a client as too slow: %d bytes unsent", backlog)
+                transport.abort()
+            elif transport.is_closing():
+                websocket.read_rest()
         except Exception:  # the others are written all the same
             logger.exception("Dropped a client, because writing to it failed")
             websocket.transport.abort()
@@ -215,19 +225,6 @@ class ClientSocket(web.WebSocketResponse):
         """Let the client wait before its next message, after a burst of one second."""
         self.paid_until = max(self.paid_until, time.monotonic() - 1) + seconds
 
-    def write_outbox(self) -> None:
-        """Write the outbox to the transport, which buffers what the network cannot take yet."""
-        transport, data = self.transport, b"".join(self.outbox)
-        self.outbox.clear()
-        if not transport.is_closing():  # otherwise the view is about to notice
-            transport.write(data)
-            backlog = transport.get_write_buffer_size()
-            if backlog > MAX_BACKLOG:
-                logger.warning("Dropped a client as too slow: %d bytes unsent", backlog)
-                transport.abort()
-            elif transport.is_closing():
-                self.read_rest()
-
     def read_rest(self) -> None:
         """Read what arrived before a reset, maybe a close frame. asyncio would discard it."""
         with contextlib.suppress(OSError), self.transport.get_extra_info("socket").dup() as unread:
@@ -235,6 +232,6 @@ class ClientSocket(web.WebSocketResponse):
 
     async def close(self, **options: Any) -> bool:
         """Close as aiohttp does, but give the client only CLOSE_TIMEOUT seconds to respond."""
-        self.write_outbox()
+        flush([self])
         asyncio.get_running_loop().call_later(CLOSE_TIMEOUT, self.transport.abort)
         return await super().close(**options)

@@ -1,7 +1,4 @@
-"""The rooms and their users, what clients send, and how they are sent to.
-
-`rooms[room][name]` is the WebSocket of a user. A room exists while somebody is in it.
-"""
+"""The rooms and their users, what clients send, and how they are sent to."""
 
 import asyncio
 import contextlib
@@ -89,8 +86,7 @@ class User:
     def broadcast(self, action: str, **fields: object) -> None:
         """Send a broadcast to the others in the room, and log it.
 
-        No method of a User waits. So a change and its broadcast are one step for asyncio, and all
-        members receive all broadcasts in the same order.
+        No method of a User waits, so all members receive all changes in the same order.
         """
         body = {"action": action, **fields}
         logger.log(logging.DEBUG if action == "chat_message" else logging.INFO, "%s", body)
@@ -113,10 +109,7 @@ def canonical_name(name: str) -> str:
 
 
 async def receive(websocket: "ClientSocket") -> AsyncIterator[WSMessage]:
-    """Yield the text and binary messages of a client until it disconnects, and answer its pings.
-
-    A client that sends too much waits here. Nobody else waits for it.
-    """
+    """Yield the text and binary messages of a client until it disconnects, and answer its pings."""
     async for message in websocket:
         if message.type is WSMsgType.ERROR:
             return
@@ -126,7 +119,8 @@ async def receive(websocket: "ClientSocket") -> AsyncIterator[WSMessage]:
         elif message.type is WSMsgType.PING:
             send(frame(data, WSMsgType.PONG), [websocket])
         websocket.pay(max(len(data), MIN_COST) / MAX_RATE)
-        # Even a sleep of no time is needed: `async for` does not pause while messages are waiting.
+        # Only a client that sends too much waits here. But the others need even a sleep of no time,
+        # because `async for` does not pause while messages are waiting.
         await asyncio.sleep(websocket.paid_until - time.monotonic())
 
 

@@ -89,10 +89,7 @@ def respond(user: User, message: WSMessage) -> dict[str, Any]:
 
 @contextlib.asynccontextmanager
 async def open_websocket(request: web.Request) -> AsyncIterator[ClientSocket]:
-    """Open the WebSocket of a request; close it at the end, with 1001 if the view is cancelled.
-
-    Raise HTTPForbidden for a page of another site, HTTPUpgradeRequired without a handshake.
-    """
+    """Open the WebSocket of a request; close it at the end, with 1001 if the view is cancelled."""
     if "Origin" in request.headers:
         check_origin(request, request.headers["Origin"])
     websocket = ClientSocket(request)
@@ -153,16 +150,13 @@ async def init_app(argv: Sequence[str] = (), chat: Handler = ws_chat) -> web.App
 
 # Not for the first reading: which pages may connect, the command line, and the log
 
-# What an attacker cannot use: IP addresses, names without a dot, names that are not in public DNS.
+# Host and Origin agree in DNS rebinding, too: an attacker points a name of their own at this
+# machine. It can't be an IP address, a name without a dot, or one that is not in public DNS.
 PRIVATE_NAME = re.compile(r"\[.*\]|[\d.]+|[^.]*|.+\.(localhost|local|lan|internal|home\.arpa|test)")
 
 
 def check_origin(request: web.Request, origin: str) -> None:
-    """Raise HTTPForbidden for a page of another site: it could chat in the name of its reader.
-
-    It is not enough that a page's Origin names this Host, because an attacker can point a name of
-    their own at this machine (DNS rebinding).
-    """
+    """Raise HTTPForbidden for a page of another site: it could chat in the name of its reader."""
     allowed, host = request.app[OPTIONS].allow_origin, request.host.lower()
     name = re.sub(r":\d*$", "", host).removesuffix(".")
     own_names = [socket.gethostname().lower(), *re.findall("//([^:/ ]+)", " ".join(allowed))]

@@ -28,8 +28,6 @@ PAGE_HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "Cache-Control": "no-cache",  # a browser may keep the page, but asks whether it has changed
 }
-UNKNOWN_REQUEST = """Unknown request. There are set_nick with a nick, join_room and user_list \
-with a room, and chat_message with a message."""
 
 OPTIONS = web.AppKey("options", argparse.Namespace)
 VIEWS = web.AppKey("views", set["asyncio.Task[None]"])  # the tasks that serve open WebSockets
@@ -79,7 +77,7 @@ def respond(user: User, message: WSMessage) -> dict[str, Any]:
                 users = user.list_users(check_name(room))
                 return {"action": action, "success": True, "room": room, "users": users}
             case {"action": str(action)}:
-                raise InvalidRequest(UNKNOWN_REQUEST)
+                raise InvalidRequest("The action is unknown, or a field is missing or wrong.")
             case _:
                 raise InvalidRequest("A request is a JSON object with an action.")
     except InvalidRequest as error:

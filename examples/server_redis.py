@@ -86,7 +86,7 @@ class Process:
                 case {"action": "chat_message" as action, "message": str(text)} if text:
                     await self.request(member, action, text)
                 case {"action": str(action)}:
-                    raise InvalidRequest(server.UNKNOWN_REQUEST)
+                    raise InvalidRequest("The action is unknown, or a field is missing or wrong.")
                 case _:
                     raise InvalidRequest("A request is a JSON object with an action.")
         except InvalidRequest as error:

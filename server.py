@@ -186,9 +186,8 @@ class LogFilter(logging.Filter):
     last = ""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        error = record.exc_info and record.exc_info[1]
-        frames = traceback.walk_tb(error.__traceback__) if error else ()
-        modules = {frame.f_globals["__name__"] for frame, _ in frames}
+        _, error, trace = record.exc_info or (None, None, None)
+        modules = {frame.f_globals["__name__"] for frame, _ in traceback.walk_tb(trace)}
         if not error or modules & {"__main__", "server", "utils"}:
             return True
         line, self.last = self.last, f"{record.getMessage()}: {error!r}"[:300]

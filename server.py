@@ -17,7 +17,7 @@ from typing import Any
 from aiohttp import WSCloseCode, WSMessage, web
 from aiohttp.typedefs import Handler
 
-from utils import MAX_READ, NAMES, ClientSocket, InvalidRequest, User
+from utils import NAMES, ClientSocket, InvalidRequest, User
 from utils import check_name, encode, logger, read_json, receive, send
 
 STATIC = Path(__file__).parent / "static"
@@ -98,7 +98,7 @@ async def open_websocket(request: web.Request) -> AsyncIterator[ClientSocket]:
         headers = {"Upgrade": "websocket", "Connection": "Upgrade", "Sec-WebSocket-Version": "13"}
         text = "Open this address with a WebSocket client."
         raise web.HTTPUpgradeRequired(text=text, headers=headers) from None
-    websocket.transport.max_size = MAX_READ  # 256 KiB in asyncio
+    websocket.transport.max_size = 4096  # bytes that are read at once; asyncio would read 256 KiB
     request.app[VIEWS].add(request.task)
     try:
         yield websocket

@@ -20,7 +20,6 @@ MAX_RATE = 128 * 1024  # bytes a second that a client may send, after a burst of
 DELIVERY_RATE = 25 * 1024 * 1024  # bytes a second that the others may be sent because of a client
 MIN_COST = 512  # bytes that every message counts at least, and so does each of its deliveries
 MAX_BACKLOG = 1024 * 1024  # bytes that may wait here for a client to read; then it is dropped
-MAX_READ = 4096  # bytes that are read from a client in one iteration of the event loop
 MAX_NAME = 32  # characters of a nickname or of a room's name
 HEARTBEAT = 20.0  # seconds of silence before the server pings; a client has half of that to respond
 CLOSE_TIMEOUT = 2.0  # seconds for a client to respond to a close frame

@@ -1,7 +1,6 @@
 """The rooms and their users, what clients send, and how they are sent to."""
 
 import asyncio
-import contextlib
 import json
 import logging
 import random
@@ -11,6 +10,7 @@ import time
 import unicodedata
 from collections import defaultdict
 from collections.abc import AsyncIterator, Collection
+from contextlib import suppress
 from typing import Any
 
 from aiohttp import WSMessage, WSMsgType, web
@@ -184,8 +184,9 @@ def flush(websockets: Collection["ClientSocket"]) -> None:
             if backlog > MAX_BACKLOG:
                 logger.warning("Dropped a client as too slow: %d bytes unsent", backlog)
                 transport.abort()
-            elif transport.is_closing():
-                websocket.read_rest()
+            elif transport.is_closing():  # asyncio discards what is unread, maybe a close frame
+                with suppress(OSError), transport.get_extra_info("socket").dup() as unread:
+                    transport.get_protocol().data_received(unread.recv(MAX_BACKLOG))
         except Exception:  # the others are written all the same
             logger.exception("Dropped a client, because writing to it failed")
             websocket.transport.abort()
@@ -217,11 +218,6 @@ class ClientSocket(web.WebSocketResponse):
     def pay(self, seconds: float) -> None:
         """Let the client wait before its next message, after a burst of one second."""
         self.paid_until = max(self.paid_until, time.monotonic() - 1) + seconds
-
-    def read_rest(self) -> None:
-        """Read what arrived before a reset, maybe a close frame. asyncio would discard it."""
-        with contextlib.suppress(OSError), self.transport.get_extra_info("socket").dup() as unread:
-            self.transport.get_protocol().data_received(unread.recv(MAX_BACKLOG))
 
     async def close(self, **options: Any) -> bool:
         """Close as aiohttp does, but give the client only CLOSE_TIMEOUT seconds to respond."""

@@ -17,7 +17,7 @@ from typing import Any
 from aiohttp import WSCloseCode, WSMessage, web
 from aiohttp.typedefs import Handler
 
-from utils import NAMES, ClientSocket, InvalidRequest, User
+from utils import DELIVERY_RATE, MIN_COST, NAMES, ClientSocket, InvalidRequest, User
 from utils import check_name, encode, logger, read_json, receive, send
 
 STATIC = Path(__file__).parent / "static"
@@ -74,7 +74,8 @@ def respond(user: User, message: WSMessage) -> dict[str, Any]:
             case {"action": "chat_message" as action, "message": str(text)} if text:
                 user.broadcast("chat_message", message=text, user=user.name)
             case {"action": "user_list" as action, "room": room}:
-                users = user.list_users(check_name(room))
+                users = list(user.rooms.get(check_name(room), ()))
+                user.websocket.pay(len(users) * MIN_COST / DELIVERY_RATE)
                 return {"action": action, "success": True, "room": room, "users": users}
             case {"action": str(action)}:
                 raise InvalidRequest("The action is unknown, or a field is missing or wrong.")

@@ -95,12 +95,6 @@ class User:
         send(data, others)
         self.websocket.pay(len(others) * max(len(data), MIN_COST) / DELIVERY_RATE)
 
-    def list_users(self, room: str) -> list[str]:
-        """Return the names of the users in a room, without creating the room."""
-        users = list(self.rooms.get(room, ()))
-        self.websocket.pay(len(users) * MIN_COST / DELIVERY_RATE)
-        return users
-
 
 def canonical_name(name: str) -> str:
     """Return the form by which names are compared: Bob and bob have the same."""

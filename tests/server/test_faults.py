@@ -10,6 +10,7 @@ from unittest.mock import Mock
 
 import pytest
 
+import server
 import utils
 from tests.helpers import TIMEOUT, Join, Member, StartServer, eventually
 from tests.helpers import left, said, succeeded
@@ -96,7 +97,7 @@ async def test_client_pays(
     """Bob waits before his next requests, because of what he sends and of what that causes."""
     bob, amy = await chat.join("Bob", "math"), await chat.join("Amy", "math")
     await bob.catch_up()
-    for module in {utils, sys.modules.get("examples.server_redis", utils)}:
+    for module in {utils, server, sys.modules.get("examples.server_redis", utils)}:
         monkeypatch.setattr(module, limit, rate, raising=False)
     for _ in range(3):
         await bob.send(**body)

@@ -88,7 +88,7 @@ def respond(user: User, message: WSMessage) -> dict[str, Any]:
 
 @contextlib.asynccontextmanager
 async def open_websocket(request: web.Request) -> AsyncIterator[ClientSocket]:
-    """Open the WebSocket of a request; close it at the end, with 1001 if the view is cancelled."""
+    """Open the WebSocket of a request; close it at the end: with 1001, unless the view returned."""
     if "Origin" in request.headers:
         check_origin(request, request.headers["Origin"])
     websocket = ClientSocket(request)
@@ -101,14 +101,13 @@ async def open_websocket(request: web.Request) -> AsyncIterator[ClientSocket]:
         raise web.HTTPUpgradeRequired(text=text, headers=headers) from None
     websocket.transport.max_size = 4096  # bytes that are read at once; asyncio would read 256 KiB
     request.app[VIEWS].add(request.task)
+    code = WSCloseCode.GOING_AWAY
     try:
         yield websocket
-    except asyncio.CancelledError:
-        await websocket.close(code=WSCloseCode.GOING_AWAY)
-        raise
+        code = WSCloseCode.OK
     finally:
         request.app[VIEWS].discard(request.task)
-        await websocket.close()
+        await websocket.close(code=code)
 
 
 async def serve_page(request: web.Request) -> web.FileResponse:

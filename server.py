@@ -97,8 +97,7 @@ async def open_websocket(request: web.Request) -> AsyncIterator[ClientSocket]:
     except (web.HTTPBadRequest, ValueError, ConnectionError):
         # ValueError: the key is not ASCII. ConnectionError: the client has hung up.
         headers = {"Upgrade": "websocket", "Connection": "Upgrade", "Sec-WebSocket-Version": "13"}
-        text = "Open this address with a WebSocket client."
-        raise web.HTTPUpgradeRequired(text=text, headers=headers) from None
+        raise web.HTTPUpgradeRequired(text="Use a WebSocket client.", headers=headers) from None
     websocket.transport.max_size = 4096  # bytes that are read at once; asyncio would read 256 KiB
     request.app[VIEWS].add(request.task)
     code = WSCloseCode.GOING_AWAY

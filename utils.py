@@ -44,12 +44,12 @@ class User:
         self.rooms: defaultdict[str, dict[str, ClientSocket]] = app["websockets"]
         self.names = app[NAMES]
         self.websocket = websocket
-        self.room = "default"
-        self.name = ""
+        self.room, self.name = "default", ""
         while canonical_name(self.name) in self.names or not self.name:  # free in every room
             self.name = f"User{random.randrange(1000, 1_000_000)}"
 
     def enter(self) -> None:
+        """Take the name in the room. From now on, broadcasts reach the client."""
         self.rooms[self.room][self.name] = self.websocket
         self.names[canonical_name(self.name)].add(self.room)
 
@@ -83,10 +83,8 @@ class User:
         self.enter()
 
     def broadcast(self, action: str, **fields: object) -> None:
-        """Send a broadcast to the others in the room, and log it.
-
-        No method of a User waits, so all members receive all changes in the same order.
-        """
+        """Send a broadcast to the others in the room, and log it."""
+        # No method of a User waits, so all members receive all changes in the same order.
         body = {"action": action, **fields}
         logger.log(logging.DEBUG if action == "chat_message" else logging.INFO, "%s", body)
         room = self.rooms.get(self.room, {})

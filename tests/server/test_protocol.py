@@ -240,5 +240,7 @@ async def test_one_order(start: StartServer, join: Join) -> None:
             if "users" not in body and "message" not in body:
                 present ^= {body[key] for key in ("user", "from_user", "to_user") if key in body}
     stories = [[body for body in history if "users" not in body] for history in histories[:6]]
-    assert len(stories[0]) == 6 * 20 + 5 + 6 * (20 + 10)
+    renames = [body for body in stories[0] if "to_user" in body]
+    assert len(renames) >= 5  # a name may be taken again when its winner has the next one
+    assert len(stories[0]) == 6 * 20 + len(renames) + 6 * (20 + 10)
     assert stories == [stories[0]] * 6

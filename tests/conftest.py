@@ -1,6 +1,8 @@
 """The fixtures of all tests."""
 
 import asyncio
+import importlib
+import logging
 import os
 import shutil
 import signal
@@ -17,8 +19,9 @@ import pytest
 from aiohttp import web
 from yarl import URL
 
-from tests.helpers import ROOT, UNWANTED, WARNINGS, Join, Member, Script, Serve, Server
-from tests.helpers import StartScript, StartServer, eventually, succeeded, valkey_server
+from server import init_app
+from tests.helpers import ROOT, WARNINGS, Join, Member, Script, Serve, Server
+from tests.helpers import StartScript, StartServer, succeeded, valkey_server
 
 
 @pytest.fixture
@@ -36,38 +39,17 @@ def start_server(tmp_path: Path) -> Iterator[StartServer]:
             server.stop()
 
 
-@pytest.fixture(scope="session")
-def shared_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A server process for all tests that do not stop it, because starting one takes long."""
-    server = Server(tmp_path_factory.mktemp("server") / "log")
-    yield server
-    server.stop()
-
-
-@pytest.fixture
-async def server(shared_server: Server) -> AsyncIterator[Server]:
-    """The shared server, with nobody in it. Whatever happens to it, it logs no error."""
-    shared_server.read_before += len(shared_server.log)
-    yield shared_server
-    joined, left = "{'action': 'joined'", "{'action': 'left'"
-    await eventually(lambda: shared_server.log.count(joined) == shared_server.log.count(left))
-    assert not UNWANTED.search(shared_server.log), shared_server.log
-
-
 @pytest.fixture
 async def start_script() -> AsyncIterator[StartScript]:
     """Start scripts with `await start_script("client.py", "--nick", "Bob")`, until the test ends.
 
-    `shell` is put before the command ("cd docs;"), `redirect` behind it (">&-").
+    `shell` is what the shell runs; there, "$@" is Python with these arguments.
     """
     scripts = []
 
-    async def start(
-        *arguments: Any, shell: str = "", redirect: str = "", **environment: str
-    ) -> Script:
+    async def start(*arguments: Any, shell: str = 'exec "$@"', **environment: str) -> Script:
         process = await asyncio.create_subprocess_exec(
-            *("sh", "-c", f'{shell} exec "$@" {redirect}', "sh", sys.executable, *WARNINGS),
-            *map(str, arguments),
+            *("sh", "-c", shell, "sh", sys.executable, *WARNINGS, *map(str, arguments)),
             cwd=ROOT,
             env=os.environ | environment,
             stdin=subprocess.PIPE,
@@ -92,19 +74,24 @@ def engine() -> Iterator[str]:
         yield valkey.connection_url
 
 
-@pytest.fixture(scope="session")
-def chromium() -> str:
-    """Where this machine has a Chromium or Chrome."""
+@pytest.fixture
+async def chromium() -> AsyncIterator[Any]:
+    """A Chromium or Chrome of this machine."""
     commands = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
     path = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, commands)), None)
-    return path or pytest.skip("There is no Chromium here, nor at the path in $CHROMIUM.")
+    if not path:
+        pytest.skip("There is no Chromium here, nor at the path in $CHROMIUM.")
+    playwright = importlib.import_module("playwright.async_api").async_playwright()
+    async with playwright as browsers:
+        yield (browser := await browsers.chromium.launch(executable_path=path))
+        await browser.close()
 
 
 @pytest.fixture
-async def serve() -> AsyncIterator[Serve]:
-    """Serve apps in this process with `url = await serve(app)`, as `python server.py` does.
+async def serve(caplog: pytest.LogCaptureFixture) -> AsyncIterator[Serve]:
+    """Serve apps in this process with `url = await serve(app)`; they log no error.
 
-    aiohttp's own test server cancels a view as soon as its client hangs up.
+    aiohttp's own test server would cancel a view as soon as its client hangs up.
     """
     runners = []
 
@@ -117,6 +104,13 @@ async def serve() -> AsyncIterator[Serve]:
     yield serve
     for runner in runners:
         await runner.cleanup()
+    assert max((record.levelno for record in caplog.get_records("call")), default=0) < logging.ERROR
+
+
+@pytest.fixture
+async def url(serve: Serve) -> URL:
+    """The address of a chat in this process."""
+    return await serve(await init_app())
 
 
 @pytest.fixture
@@ -129,8 +123,7 @@ async def join() -> AsyncIterator[Join]:
     async def join(
         url: Any, nick: str = "", room: str = "", path: str = "chat", **options: Any
     ) -> Member:
-        address = f"{str(url).rstrip('/')}/{path}"
-        members.append(member := Member(await session.ws_connect(address, **options)))
+        members.append(member := Member(await session.ws_connect(URL(url) / path, **options)))
         if path == "chat":
             connecting = await member.receive()
             member.user = connecting["user"]

@@ -41,7 +41,6 @@ class Server:
 
     def __init__(self, log: Path, *options: str, port: int = 0, files: int | None = None) -> None:
         self.log_path = log
-        self.read_before = 0  # characters of the log that belong to other tests
         address = ("--host", "127.0.0.1", "--port", str(port))
         command = [sys.executable, *WARNINGS, *self.script, *address, *options]
         if files:
@@ -56,12 +55,11 @@ class Server:
         found = re.search(r"http://127\.0\.0\.1:(\d+)", greeting)
         assert found, greeting + self.log
         self.port = int(found[1])
-        self.url = f"http://127.0.0.1:{self.port}"
+        self.url = URL(found[0])
 
     @property
     def log(self) -> str:
-        """What it has logged since the test began."""
-        return self.log_path.read_text()[self.read_before :]
+        return self.log_path.read_text()
 
     def stop(self) -> None:
         """End the process as an operator would, and see that it leaves nothing behind."""

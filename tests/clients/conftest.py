@@ -8,16 +8,9 @@ import pytest
 from aiohttp import WSMsgType, web
 from yarl import URL
 
-from server import init_app
 from tests.helpers import TIMEOUT, Serve
 
 ServeWebSocket = Callable[[Callable[[web.WebSocketResponse], Awaitable[object]]], Awaitable[URL]]
-
-
-@pytest.fixture
-async def url(serve: Serve) -> URL:
-    """The address of a chat in this process."""
-    return await serve(await init_app()) / "chat"
 
 
 @pytest.fixture

@@ -13,13 +13,13 @@ from collections.abc import Callable
 import pyte
 import pytest
 
-from tests.helpers import TIMEOUT, eventually
+from tests.helpers import Script, eventually
 
 
 class Screen:
     """A pseudo-terminal with an emulated screen. The time at the start of a row is shown as @."""
 
-    process: asyncio.subprocess.Process  # the program that runs there
+    script: Script  # what runs there
 
     def __init__(self) -> None:
         self.output = b""
@@ -28,6 +28,7 @@ class Screen:
         except OSError as error:  # a container may lack /dev/pts
             pytest.skip(f"There are no pseudo-terminals here: {error}.")
         self.master, self.slave = os.fdopen(master, "r+b", 0), os.fdopen(slave)
+        self.path = os.ttyname(slave)
         self.attributes = termios.tcgetattr(self.slave)
         self.screen = pyte.Screen(100, 24)
         self.stream = pyte.ByteStream(self.screen)
@@ -72,17 +73,13 @@ class Screen:
         if rows:
             await self.shows(*rows, cursor=cursor)
 
-    async def end(self) -> tuple[int | None, str]:
-        """Wait until the program ends, and has restored an open terminal.
-
-        Return its exit code and its errors.
-        """
-        _, errors = await asyncio.wait_for(self.process.communicate(), TIMEOUT)
-        if not self.master.closed:
-            await self.waits_for(lambda: self.screen.cursor.x == 0)
-            assert termios.tcgetattr(self.slave) == self.attributes
-            assert os.get_blocking(self.slave.fileno())
-        return self.process.returncode, errors.decode()
+    async def end(self) -> tuple[int, str]:
+        """Wait until the script ends, restoring the terminal; return its exit code and errors."""
+        code, _, errors = await self.script.end()
+        await self.waits_for(lambda: self.screen.cursor.x == 0)
+        assert termios.tcgetattr(self.slave) == self.attributes
+        assert os.get_blocking(self.slave.fileno())
+        return code, errors
 
     def close(self) -> None:
         """Close the window, if it is open."""

@@ -40,8 +40,8 @@ def test_solves_one_sum_of_two_integers() -> None:
 async def test_bot_that_answers(url: URL, join: Join, start_script: StartScript) -> None:
     """It takes the next name that is free, and prints the users and what is said."""
     names = ["Zoë", "MathBot", "MathBot2"]
-    zoe, *_ = [await join(url.origin(), name, "math") for name in names]
-    bot = await start_script("examples/math_client.py", "--url", url)
+    zoe, *_ = [await join(url, name, "math") for name in names]
+    bot = await start_script("examples/math_client.py", "--url", url / "chat")
     lines = ["In the room are:", *(f"  {name!a}" for name in names)]
     assert [await bot.line() for _ in lines] == [f"{line}\n" for line in lines]
     assert (await bot.line()).startswith("  'User")
@@ -57,8 +57,8 @@ async def test_bot_that_asks(url: URL, join: Join, monkeypatch: pytest.MonkeyPat
     """It asks sums with all signs, laughs when a user vanishes, and does not share its name."""
     monkeypatch.setattr(math_student, "INTERVAL", 0.001)
     names = ("Zoë", "Bob", "Carol", "Åsa")
-    zoe, bob, carol, asa = [await join(url.origin(), name, "math") for name in names]
-    bot = asyncio.create_task(math_student.main(str(url)))
+    zoe, bob, carol, asa = [await join(url, name, "math") for name in names]
+    bot = asyncio.create_task(math_student.main(str(url / "chat")))
     while (await zoe.receive()).get("to_user") != "MathStudent":
         pass
     await bob.leave()
@@ -76,5 +76,5 @@ async def test_bot_that_asks(url: URL, join: Join, monkeypatch: pytest.MonkeyPat
                 signs.add(text.split()[1])
     assert laughs == ["Ha ha, Åsa left without a goodbye!"]
     with pytest.raises(ConnectionError, match="The server refuses: Nickname is already in use"):
-        await math_student.main(str(url))
+        await math_student.main(str(url / "chat"))
     bot.cancel()

@@ -35,8 +35,9 @@ LINES = {
 
 async def test_lines_and_commands(url: URL, join: Join, start_script: StartScript) -> None:
     """It joins the room, then takes the nickname, then shows the users, then does what is typed."""
-    amy = await join(url.parent, "Amy", "lounge")
-    script = await start_script("client.py", "--url", url, "--room", "lounge", "--nick", "Bob")
+    amy = await join(url, "Amy", "lounge")
+    options = ("--url", url / "chat", "--room", "lounge", "--nick", "Bob")
+    script = await start_script("client.py", *options)
     code, output, errors = await script.end("\r\n".join(LINES).encode(errors="surrogateescape"))
     assert (code, errors) == (0, "")
     shown = ["* You are now in lounge", "* You are now known as Bob", "* In lounge: Amy, Bob"]
@@ -68,8 +69,8 @@ async def test_output_that_nobody_reads(
 async def test_files(url: URL, start_script: StartScript, tmp_path: Path) -> None:
     """What is not in the encoding of a file is escaped."""
     (tmp_path / "in").write_bytes(b"one\ncaf\xe9\ntwo")
-    files = {"redirect": f"<{tmp_path}/in >{tmp_path}/out", "PYTHONIOENCODING": "ascii"}
-    script = await start_script("client.py", "--url", url, "--nick", "Zoë", **files)
+    files = {"shell": f'"$@" <{tmp_path}/in >{tmp_path}/out', "PYTHONIOENCODING": "ascii"}
+    script = await start_script("client.py", "--url", url / "chat", "--nick", "Zoë", **files)
     assert await script.end() == (0, "", "")
     notices = "* You are now known as Zo\\xeb\n* In default: Zo\\xeb\n"
     messages = "Zo\\xeb: one\nZo\\xeb: caf\\xe9\nZo\\xeb: two\n"
@@ -85,8 +86,8 @@ async def test_idle(url: URL, monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(sys, "stdin", Stream("hello\n"))
     monkeypatch.setattr(sys, "stdout", output := Stream())
-    settings = {"url": url, "nick": "Bob", "room": "math", "verbose": True, "reconnect": False}
-    await client.main(argparse.Namespace(**settings))
+    options = {"nick": "Bob", "room": "math", "verbose": True, "reconnect": False}
+    await client.main(argparse.Namespace(url=url / "chat", **options))
     shown = [line[6:] for line in output.getvalue().splitlines()]  # without the times
     assert shown[-3] == '> {"action": "chat_message", "message": "hello"}'
     assert shown[-2:] == [f"< {json.dumps(succeeded('chat_message', 'hello'))!r}", "Bob: hello"]
@@ -96,10 +97,10 @@ async def test_idle(url: URL, monkeypatch: pytest.MonkeyPatch) -> None:
 async def test_closed_streams(start_script: StartScript) -> None:
     sentence = "client.py needs standard input and output (/dev/null is enough).\n"
     for redirect in ("<&-", ">&-"):
-        script = await start_script("client.py", redirect=redirect)
+        script = await start_script("client.py", shell=f'exec "$@" {redirect}')
         assert await script.end() == (1, "", sentence)
 
 
 async def test_output_that_closes(start_script: StartScript, busy_room: URL) -> None:
-    script = await start_script("client.py", "--url", busy_room, redirect="| head -n 3")
+    script = await start_script("client.py", "--url", busy_room, shell='"$@" | head -n 3')
     assert (await script.end())[2] == ""

@@ -62,7 +62,7 @@ class Copy:
 
     async def run(self, command: str, *patterns: str) -> Script:
         """Run a command, and wait for lines of its output that contain patterns."""
-        shell = f"cd {self.folder}\n{SHELL}{self.here(command)}\nexit;"
+        shell = f"cd {self.folder}\n{SHELL}{self.here(command)}"
         script = await self.start(shell=shell, HOME=str(self.folder), PYTHONUNBUFFERED="1")
         for pattern in patterns:
             await script.find(pattern)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from yarl import URL
 
 import client
 import client_echo_example
@@ -173,8 +174,8 @@ async def test_my_server(copy: Copy, join: Join) -> None:
 
 
 @pytest.mark.parametrize(("sent", "response", "broadcast"), REQUESTS)
-async def test_requests(server: Any, join: Join, sent: str, response: str, broadcast: str) -> None:
-    amy, bob = await join(server.url, "Amy", "math"), await join(server.url, "Bob", "math")
+async def test_requests(url: URL, join: Join, sent: str, response: str, broadcast: str) -> None:
+    amy, bob = await join(url, "Amy", "math"), await join(url, "Bob", "math")
     await amy.catch_up()
     await bob.websocket.send_str(sent)
     assert await bob.receive() == json.loads(response)
@@ -183,27 +184,21 @@ async def test_requests(server: Any, join: Join, sent: str, response: str, broad
 
 
 @pytest.mark.needs("browser")
-async def test_page(copy: Copy, join: Join, chromium: str) -> None:
+async def test_page(copy: Copy, join: Join, chromium: Any) -> None:
     """A message appears once. What the server refuses is not shown as one's own words."""
-    from playwright.async_api import async_playwright
-
     await copy.run(PAGE, "Serving HTTP")
     await copy.run(ALLOW, "Running on")
     amy = await join(copy.url)
-    async with (
-        async_playwright() as playwright,
-        await playwright.chromium.launch(executable_path=chromium) as browser,
-    ):
-        page = await browser.new_page()
-        await page.goto(copy.here("http://localhost:8000/examples/simple_page.html"))
-        assert (await amy.receive())["action"] == "joined"
-        await amy.say("hello")
-        await page.get_by_text(f"{amy.user}: hello").wait_for()
-        await page.keyboard.type("\n<b>hi\n")  # the empty line is not sent
-        await page.get_by_text("You: <b>hi").wait_for()
-        await page.evaluate("socket.send('nonsense')")
-        await page.get_by_text("Refused: This is not valid JSON").wait_for()
-        assert await page.locator("li").count() == 3
+    page = await chromium.new_page()
+    await page.goto(copy.here("http://localhost:8000/examples/simple_page.html"))
+    assert (await amy.receive())["action"] == "joined"
+    await amy.say("hello")
+    await page.get_by_text(f"{amy.user}: hello").wait_for()
+    await page.keyboard.type("\n<b>hi\n")  # the empty line is not sent
+    await page.get_by_text("You: <b>hi").wait_for()
+    await page.evaluate("socket.send('nonsense')")
+    await page.get_by_text("Refused: This is not valid JSON").wait_for()
+    assert await page.locator("li").count() == 3
 
 
 async def test_whisper(copy: Copy) -> None:

@@ -98,7 +98,7 @@ async def test_main_scenario(
     ann = await join(server.url, "Ann", "math")
     async with AsyncExitStack() as stack:
         client = await stack.enter_async_context(ClientSession())
-        evaluate, act = await browser(stack, client, tmp_path, f"{server.url}/#math")
+        evaluate, act = await browser(stack, client, tmp_path, f"{server.url}#math")
         await sees("#status", "Connected")
         await enter("Bob", "document.getElementById('nick').select()")
         await sees("#users", "Bob (you)")

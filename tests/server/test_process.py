@@ -13,7 +13,7 @@ import pytest
 from aiohttp import web
 
 from server import OPTIONS, main, parse_arguments
-from tests.helpers import TIMEOUT, Join, Server, StartServer, eventually, joined, left, said
+from tests.helpers import TIMEOUT, Join, StartServer, eventually, joined, left, said
 from tests.server.helpers import Chat, renamed
 
 # The headers of a handshake, as a browser sends them.
@@ -122,8 +122,9 @@ async def test_headers(chat: Chat) -> None:
     assert "HTTP/1.1 200 " in await fetch(chat, "health", many)
 
 
-async def test_clients_that_vanish_during_the_handshake(server: Server, join: Join) -> None:
+async def test_clients_that_vanish_in_the_handshake(start_server: StartServer, join: Join) -> None:
     """Some are gone before the response, others right after it: no traceback is logged."""
+    server = start_server()
     for number in range(100):
         with connect(server.port) as plain:
             plain.sendall(request("chat", HANDSHAKE))
@@ -145,8 +146,9 @@ NONSENSE = [
 ]
 
 
-def test_strangers_cannot_fill_the_log(server: Server) -> None:
+def test_strangers_cannot_fill_the_log(start_server: StartServer) -> None:
     """A strange request is one line at most; a page that nobody reads is none."""
+    server = start_server()
     for nonsense in NONSENSE:
         with connect(server.port) as plain:
             plain.sendall(nonsense)

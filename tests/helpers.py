@@ -83,12 +83,13 @@ class Script:
         assert self.process.stdout
         return (await asyncio.wait_for(self.process.stdout.readline(), TIMEOUT)).decode()
 
-    async def find(self, pattern: str) -> None:
-        """Read its output up to a line that contains a pattern."""
+    async def find(self, pattern: str) -> str:
+        """Read its output up to a line that contains a pattern; return what matches."""
         lines = [await self.line()]
-        while not re.search(pattern, lines[-1]):
+        while not (found := re.search(pattern, lines[-1])):
             assert lines[-1], f"There is no {pattern!r} in {lines}."
             lines.append(await self.line())
+        return found[0]
 
     async def end(self, typed: bytes | None = None) -> tuple[int, str, str]:
         """Wait until it ends by itself; return its exit code, the rest of its output, its errors.

@@ -7,31 +7,17 @@ device are alike in both.
 
 import asyncio
 import contextlib
-import os
-import shutil
-from contextlib import AsyncExitStack
 from pathlib import Path
-from subprocess import PIPE, STDOUT, Popen
 from typing import Any
 
 import pytest
 from aiohttp import ClientConnectorError, ClientSession
 from aiohttp.test_utils import unused_port
 
-from tests.helpers import TIMEOUT, Join, StartServer, listed, said
+from tests.helpers import TIMEOUT, Join, StartScript, StartServer, listed, said
 
 
-def run(stack: AsyncExitStack, *command: str, **environment: str) -> Any:
-    """Run a program until the test ends; return the lines of its output."""
-    if not shutil.which(command[0]):
-        pytest.skip(f"There is no {command[0]} here.")
-    options: Any = {"stdout": PIPE, "stderr": STDOUT, "text": True}
-    process = stack.enter_context(Popen(command, env=os.environ | environment, **options))
-    stack.callback(process.kill)
-    return process.stdout
-
-
-async def firefox(stack: AsyncExitStack, client: ClientSession, folder: Path, url: str) -> Any:
+async def firefox(start: StartScript, client: ClientSession, folder: Path, url: str) -> Any:
     """Open a URL. Return what evaluates a JavaScript expression, and what performs actions."""
 
     async def command(method: str, **params: Any) -> Any:
@@ -42,29 +28,27 @@ async def firefox(stack: AsyncExitStack, client: ClientSession, folder: Path, ur
         code = {"expression": expression, "awaitPromise": False, "target": tab}
         return (await command("script.evaluate", **code))["result"].get("value")
 
-    options = ("--headless", "--remote-debugging-port=0", "--profile", str(folder))
-    output = run(stack, "firefox", *options)
-    address = next(line.split()[-1] for line in output if "BiDi listening" in line)
-    websocket = await client.ws_connect(f"{address}/session")
+    options = f"--headless --remote-debugging-port=0 --profile {folder}"
+    output = await start(shell=f"exec firefox {options} 2>&1")
+    websocket = await client.ws_connect(f"{await output.find('ws://.*')}/session")
     await command("session.new", capabilities={})
     tab = await command("browsingContext.create", type="tab")
     await command("browsingContext.navigate", **tab, url=url, wait="complete")
     return evaluate, lambda actions: command("input.performActions", **tab, actions=actions)
 
 
-async def webkit(stack: AsyncExitStack, client: ClientSession, folder: Path, url: str) -> Any:
+async def webkit(start: StartScript, client: ClientSession, folder: Path, url: str) -> Any:
     """Do the same as firefox(), on a screen that nobody sees."""
 
     async def command(path: str, **body: Any) -> Any:
         async with client.post(f"http://127.0.0.1:{port}/session{path}", json=body) as response:
             return (await response.json())["value"]
 
-    output = run(stack, "Xvfb", "-displayfd", "1", "-nolisten", "tcp")
-    screen = next(line.strip() for line in output if line.strip().isdigit())
+    screen = await start(shell="exec Xvfb -displayfd 1 -nolisten tcp")
+    environment = {"DISPLAY": f":{await screen.find('[0-9]+')}", "HOME": str(folder)}
+    environment["WEBKIT_DISABLE_SANDBOX_THIS_IS_DANGEROUS"] = "1"  # it fails in containers
     port = unused_port()
-    # WebKit's sandbox fails in containers.
-    environment = {"HOME": str(folder), "WEBKIT_DISABLE_SANDBOX_THIS_IS_DANGEROUS": "1"}
-    run(stack, "WebKitWebDriver", f"--port={port}", DISPLAY=f":{screen}", **environment)
+    await start(shell=f"exec WebKitWebDriver --port={port}", **environment)
     session = ""
     while not session:  # the driver is starting
         with contextlib.suppress(ClientConnectorError):
@@ -76,10 +60,12 @@ async def webkit(stack: AsyncExitStack, client: ClientSession, folder: Path, url
     )
 
 
-@pytest.mark.needs("browser")
-@pytest.mark.parametrize("browser", [firefox, webkit])
+BROWSERS = [pytest.param(run, marks=pytest.mark.needs(run.__name__)) for run in (firefox, webkit)]
+
+
+@pytest.mark.parametrize("browser", BROWSERS)
 async def test_main_scenario(
-    browser: Any, start_server: StartServer, join: Join, tmp_path: Path
+    browser: Any, start_script: StartScript, start_server: StartServer, join: Join, tmp_path: Path
 ) -> None:
     async def enter(text: str, focus: str) -> None:
         """Type a text and press Enter (U+E007), after an expression that moves the focus."""
@@ -96,9 +82,8 @@ async def test_main_scenario(
 
     server = start_server()
     ann = await join(server.url, "Ann", "math")
-    async with AsyncExitStack() as stack:
-        client = await stack.enter_async_context(ClientSession())
-        evaluate, act = await browser(stack, client, tmp_path, f"{server.url}#math")
+    async with ClientSession() as client:
+        evaluate, act = await browser(start_script, client, tmp_path, f"{server.url}#math")
         await sees("#status", "Connected")
         await enter("Bob", "document.getElementById('nick').select()")
         await sees("#users", "Bob (you)")

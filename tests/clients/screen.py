@@ -78,7 +78,6 @@ class Screen:
         code, _, errors = await self.script.end()
         await self.waits_for(lambda: self.screen.cursor.x == 0)
         assert termios.tcgetattr(self.slave) == self.attributes
-        assert os.get_blocking(self.slave.fileno())
         return code, errors
 
     def close(self) -> None:

@@ -75,13 +75,12 @@ class Server:
 class Script:
     """A Python script as a process of its own: its lines, and how it ends."""
 
-    def __init__(self, process: asyncio.subprocess.Process) -> None:
-        self.process = process
+    def __init__(self, process: Any) -> None:
+        self.process = process  # of asyncio, with pipes
 
     async def line(self) -> str:
         """Return the next line of its output, an empty text at the end."""
-        assert self.process.stdout
-        return (await asyncio.wait_for(self.process.stdout.readline(), TIMEOUT)).decode()
+        return str((await asyncio.wait_for(self.process.stdout.readline(), TIMEOUT)).decode())
 
     async def find(self, pattern: str) -> str:
         """Read its output up to a line that contains a pattern; return what matches."""
@@ -96,10 +95,7 @@ class Script:
 
         Its input stays open, unless something is typed: that is then all of it.
         """
-        assert self.process.stdout
-        assert self.process.stderr
         if typed is not None:
-            assert self.process.stdin
             self.process.stdin.write(typed)
             self.process.stdin.close()
         outputs = self.process.stdout.read(), self.process.stderr.read()
@@ -148,10 +144,8 @@ class Member:
 
     def __init__(self, websocket: aiohttp.ClientWebSocketResponse) -> None:
         self.websocket = websocket
-        connection = websocket._response.connection
-        assert connection
-        assert connection.transport
-        self.transport = connection.transport
+        connection: Any = websocket._response.connection
+        self.transport: asyncio.Transport = connection.transport
 
     async def send(self, **body: Any) -> None:
         """Send a request."""

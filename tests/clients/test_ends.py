@@ -45,10 +45,7 @@ CHAT_ENDS = ENDS | {
 }
 
 
-@pytest.fixture(params=SCRIPTS.split())
-def script(request: pytest.FixtureRequest) -> str:
-    """The path of the script that is tested."""
-    return str(request.param)
+pytestmark = pytest.mark.parametrize("script", SCRIPTS.split())
 
 
 @pytest.fixture

@@ -17,8 +17,8 @@ from tests.helpers import TIMEOUT, Join, StartScript, left, said, succeeded
 
 # What is typed, and what is shown. Input that is not UTF-8 is escaped.
 LINES = {
-    "one": "Bob: one",
-    "//shrug": "Bob: /shrug",
+    "one": "Zoë: one",
+    "//shrug": "Zoë: /shrug",
     "   ": None,
     "/dance now": "! Unknown command /dance; /help lists the commands",
     "/nick Amy": "! Nickname is already in use",
@@ -33,17 +33,26 @@ LINES = {
 }
 
 
-async def test_lines_and_commands(url: URL, join: Join, start_script: StartScript) -> None:
-    """It joins the room, then takes the nickname, then shows the users, then does what is typed."""
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+async def test_lines_and_commands(
+    url: URL, join: Join, start_script: StartScript, tmp_path: Path, encoding: str
+) -> None:
+    """It joins the room, then takes the nickname, then shows the users, then does what is typed.
+
+    It does so in pipes, and with files, in which it escapes what is not in their encoding.
+    """
+    files = f'cat >{tmp_path}/in && "$@" <{tmp_path}/in >{tmp_path}/out && cat {tmp_path}/out'
+    settings = {"shell": files, "PYTHONIOENCODING": "ascii"} if encoding == "ascii" else {}
+    options = ("--url", url / "chat", "--room", "lounge", "--nick", "Zoë")
     amy = await join(url, "Amy", "lounge")
-    options = ("--url", url / "chat", "--room", "lounge", "--nick", "Bob")
-    script = await start_script("client.py", *options)
+    script = await start_script("client.py", *options, **settings)
     code, output, errors = await script.end("\r\n".join(LINES).encode(errors="surrogateescape"))
     assert (code, errors) == (0, "")
-    shown = ["* You are now in lounge", "* You are now known as Bob", "* In lounge: Amy, Bob"]
-    assert output.splitlines() == "\n".join([*shown, *filter(None, LINES.values())]).splitlines()
+    shown = ["* You are now in lounge", "* You are now known as Zoë", "* In lounge: Amy, Zoë"]
+    text = "\n".join([*shown, *filter(None, LINES.values()), ""])
+    assert output.encode() == text.encode(encoding, "backslashreplace")
     bodies = await amy.catch_up()
-    assert bodies[2:4] == [said("Bob", "one"), said("Bob", "/shrug")]
+    assert bodies[2:4] == [said("Zoë", "one"), said("Zoë", "/shrug")]
     assert bodies[-1] == left("lounge", "Robert Two", shame=False)
 
 
@@ -64,17 +73,6 @@ async def test_output_that_nobody_reads(
     script = await start_script("client.py", "--url", await serve_websocket(talk))
     await asyncio.wait_for(has_responded.wait(), TIMEOUT)
     assert (await script.end())[1] == "Amy: " + "x" * 600_000 + "\n"
-
-
-async def test_files(url: URL, start_script: StartScript, tmp_path: Path) -> None:
-    """What is not in the encoding of a file is escaped."""
-    (tmp_path / "in").write_bytes(b"one\ncaf\xe9\ntwo")
-    files = {"shell": f'"$@" <{tmp_path}/in >{tmp_path}/out', "PYTHONIOENCODING": "ascii"}
-    script = await start_script("client.py", "--url", url / "chat", "--nick", "Zoë", **files)
-    assert await script.end() == (0, "", "")
-    notices = "* You are now known as Zo\\xeb\n* In default: Zo\\xeb\n"
-    messages = "Zo\\xeb: one\nZo\\xeb: caf\\xe9\nZo\\xeb: two\n"
-    assert (tmp_path / "out").read_text() == notices + messages
 
 
 async def test_idle(url: URL, monkeypatch: pytest.MonkeyPatch) -> None:

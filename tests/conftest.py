@@ -167,7 +167,6 @@ NEEDS = {
 def pytest_runtest_setup(item: pytest.Item) -> None:
     for mark in item.iter_markers("needs"):
         (group,) = mark.args
-        names = NEEDS[group]
-        missing = [name for name in names if not (find_spec(name) or shutil.which(name))]
+        missing = [name for name in NEEDS[group] if not (find_spec(name) or shutil.which(name))]
         if missing:
             pytest.skip(f"it needs {', '.join(missing)} (group {group})")

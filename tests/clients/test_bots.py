@@ -14,8 +14,6 @@ math_student: Any = importlib.import_module("examples.math_student")
 
 SUMS = {
     "44 -14": "30",
-    "-3 * 2": "-6",
-    "3--2": "5",
     "+3 + +2": "5",
     "  7/2  ": "3.5",
     "007 + 1": "8",
@@ -64,17 +62,14 @@ async def test_bot_that_asks(url: URL, join: Join, monkeypatch: pytest.MonkeyPat
     await bob.leave()
     await carol.send(action="join_room", room="physics")
     asa.vanish()
-    laughs: list[str] = []
-    signs: set[str] = set()
+    laugh = "Ha ha, Åsa left without a goodbye!"
+    texts: list[str] = []
     async with asyncio.timeout(TIMEOUT):
-        while signs != set("+-*/") or not laughs:
-            text = (await zoe.receive()).get("message", "")
-            if text.startswith("Ha ha, "):
-                laughs.append(text)
-            elif text:
-                assert math_client.solve(text)
-                signs.add(text.split()[1])
-    assert laughs == ["Ha ha, Åsa left without a goodbye!"]
+        while laugh not in texts or len(texts) < 100:
+            texts += filter(None, [(await zoe.receive()).get("message")])
+    texts.remove(laugh)
+    assert all(map(math_client.solve, texts))
+    assert {text.split()[1] for text in texts} == set("+-*/")
     with pytest.raises(ConnectionError, match="The server refuses: Nickname is already in use"):
         await math_student.main(str(url / "chat"))
     bot.cancel()

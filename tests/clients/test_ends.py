@@ -80,9 +80,7 @@ def run_script(script: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[RunScri
         yield lambda url: asyncio.wait_for(asyncio.to_thread(run, str(url)), TIMEOUT)
 
 
-async def test_ctrl_c_in_a_busy_room(
-    script: str, start_script: StartScript, busy_room: URL
-) -> None:
+async def test_ctrl_c(script: str, start_script: StartScript, busy_room: URL) -> None:
     client = await start_script(script, "--url", busy_room)
     await client.find(re.escape(r"Hello! \x9b2J"))
     client.process.send_signal(signal.SIGINT)

@@ -56,9 +56,7 @@ async def test_lines_and_commands(
     assert bodies[-1] == left("lounge", "Robert Two", shame=False)
 
 
-async def test_output_that_nobody_reads(
-    serve_websocket: ServeWebSocket, start_script: StartScript
-) -> None:
+async def test_unread_output(serve_websocket: ServeWebSocket, start_script: StartScript) -> None:
     """The client goes on responding to pings, and prints everything when somebody reads."""
     has_responded = asyncio.Event()
 

@@ -8,10 +8,9 @@ import pytest
 from aiohttp import web
 from yarl import URL
 
-from server import init_app
 from tests.clients.conftest import ServeWebSocket
 from tests.clients.screen import Screen
-from tests.helpers import Join, Member, StartScript, said
+from tests.helpers import Join, Member, StartScript, StartServer, said
 
 Start = Callable[..., Awaitable[Screen]]
 
@@ -65,21 +64,20 @@ async def test_notices_and_completion(url: URL, join: Join, bob: Screen) -> None
     await bob.type(" art\r", *notices, "@ * In art: nobody", "math Bob>")
 
 
-async def test_reconnect(aiohttp_server: Any, join: Join, start: Start) -> None:
+async def test_reconnect(start_server: StartServer, start: Start) -> None:
     """It comes back to its room, under its name, and with what was typed meanwhile."""
-    server = await aiohttp_server(await init_app())
-    options = (server.make_url("/chat"), "--nick", "Bob", "--reconnect")
+    server = start_server()
+    options = (server.url / "chat", "--nick", "Bob", "--reconnect")
     bob = await start(*options, NO_COLOR="1")
     await bob.contains("default Bob>")
     await bob.type("/join math\r/nick Bobby\r")
     await bob.shows("@ * You are now known as Bobby", "@ * In math: Bobby", "math Bobby>")
-    port = server.port
-    await server.close()
+    server.stop()
     await bob.contains("! ConnectionError: The server closed the connection. (trying again in 1 s)")
     await bob.contains("(trying again in 2 s)")
     assert (await (await start(*options)).end())[0] == 1  # because it could not connect at first
     await bob.type("I am back\r")
-    server = await aiohttp_server(await init_app(), port=port)
+    start_server(port=server.port)
     await bob.shows("@ Bobby: I am back", "@ * In math: Bobby", "math Bobby>")
     cells = [cell for row in bob.screen.buffer.values() for cell in row.values()]
     assert {cell.fg for cell in cells} == {"default"}

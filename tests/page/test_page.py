@@ -339,8 +339,8 @@ async def test_looks(start_server: StartServer, join: Join, open_page: OpenPage)
     await check("first visit")
     # The keyboard reaches everything, and one sees where it is.
     await chat.page.evaluate("document.body.tabIndex = -1; document.body.focus()")
-    stops = ["Room", "Join", "Nickname", "Rename", "Users", "Notify me", "Conversation"]
-    for name in [*stops, "Message", "Send"]:
+    stops = "Room, Join, Nickname, Rename, Users, Notify me, Conversation, Message, Send"
+    for name in stops.split(", "):
         await chat.page.keyboard.press("Tab")
         stop = chat.page.locator(":focus")
         await expect(stop).to_have_accessible_name(name)

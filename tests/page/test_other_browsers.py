@@ -63,6 +63,7 @@ async def webkit(start: StartScript, client: ClientSession, folder: Path, url: s
 BROWSERS = [pytest.param(run, marks=pytest.mark.needs(run.__name__)) for run in (firefox, webkit)]
 
 
+@pytest.mark.needs("browser")
 @pytest.mark.parametrize("browser", BROWSERS)
 async def test_main_scenario(
     browser: Any, start_script: StartScript, start_server: StartServer, join: Join, tmp_path: Path

@@ -33,10 +33,7 @@ def serve_websocket(serve: Serve) -> ServeWebSocket:
 
 @pytest.fixture
 async def busy_room(serve_websocket: ServeWebSocket) -> AsyncIterator[URL]:
-    """The address of a server whose client must close the WebSocket, and read until it is closed.
-
-    It sends a message, an escape sequence in it, as soon as the client has read the last one.
-    """
+    """The address of a server whose client must close the WebSocket, and read up to the end."""
     have_read: list[bool] = []  # each client up to the end
 
     async def talk(websocket: web.WebSocketResponse) -> None:
@@ -46,7 +43,7 @@ async def busy_room(serve_websocket: ServeWebSocket) -> AsyncIterator[URL]:
         while received is not WSMsgType.CLOSE:
             await websocket.send_str(json.dumps(body, ensure_ascii=False))
             await websocket.ping()
-            received = (await websocket.receive()).type
+            received = (await websocket.receive()).type  # a pong, when the message is read
         for _ in range(100):  # more than the system's buffers hold
             await websocket.send_json(body | {"message": "x" * 60_000})
         await websocket.close()

@@ -23,6 +23,7 @@ from utils import frame
 RunScript = Callable[[Any], Awaitable[str]]
 
 SCRIPTS = "client_echo_example.py client.py examples/math_client.py examples/math_student.py"
+pytestmark = pytest.mark.parametrize("script", SCRIPTS.split())
 # What a server sends, and the reason that a script gives for its end.
 CLOSED = "ConnectionError: The server closed the connection."
 CLOSE = frame(b"\x03\xe9", WSMsgType.CLOSE)
@@ -45,15 +46,9 @@ CHAT_ENDS = ENDS | {
 }
 
 
-pytestmark = pytest.mark.parametrize("script", SCRIPTS.split())
-
-
 @pytest.fixture
 def run_script(script: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[RunScript]:
-    """Run the script with `await run_script(url)`; return the reason that it exits with.
-
-    Its heartbeat is a hundred times as fast.
-    """
+    """Run the script with `await run_script(url)`; return the reason that it exits with."""
     connect = aiohttp.ClientSession.ws_connect
 
     def ws_connect(*arguments: Any, heartbeat: float, **options: Any) -> Any:

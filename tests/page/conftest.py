@@ -12,10 +12,7 @@ from tests.page.helpers import ChatPage, OpenPage
 
 @pytest.fixture
 async def open_page(chromium: Any) -> AsyncIterator[OpenPage]:
-    """Open pages with `await open_page(url, room, nick="")`, each in a profile of its own.
-
-    With a nick, the page is connected.
-    """
+    """Open a page in a new profile: `await open_page(url, room)`. With a nick, it is connected."""
     problems: list[str] = []  # such as what the Content-Security-Policy blocks
 
     async def open_page(url: URL, room: str, nick: str = "") -> ChatPage:

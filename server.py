@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from aiohttp import WSCloseCode, WSMessage, web
-from aiohttp.typedefs import Handler
 
 from utils import DELIVERY_RATE, MIN_COST, NAMES, ClientSocket, InvalidRequest, User
 from utils import check_name, encode, logger, read_json, receive, send
@@ -129,7 +128,7 @@ async def shutdown(app: web.Application) -> None:
         await asyncio.wait(views)
 
 
-async def init_app(argv: Sequence[str] = (), chat: Handler = ws_chat) -> web.Application:
+async def init_app(argv: Sequence[str] = (), chat: Callable[..., Any] = ws_chat) -> web.Application:
     """Return the app; argv holds options, as `python -m aiohttp.web` passes them."""
     app = web.Application()
     with warnings.catch_warnings(action="ignore", category=web.NotAppKeyWarning):

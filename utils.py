@@ -20,6 +20,7 @@ MAX_RATE = 128 * 1024  # bytes a second that a client may send, after a burst of
 DELIVERY_RATE = 25 * 1024 * 1024  # bytes a second that the others may be sent because of a client
 MIN_COST = 512  # bytes that every message counts at least, and so does each of its deliveries
 MAX_BACKLOG = 1024 * 1024  # bytes that may wait here for a client to read; then it is dropped
+MAX_WRITES = 100  # clients that are written to in one iteration of the event loop
 MAX_NAME = 32  # characters of a nickname or of a room's name
 HEARTBEAT = 20.0  # seconds of silence before the server pings; a client has half of that to respond
 CLOSE_TIMEOUT = 2.0  # seconds for a client to respond to a close frame
@@ -42,14 +43,12 @@ class User:
 
     def __init__(self, app: web.Application, websocket: "ClientSocket") -> None:
         self.rooms: defaultdict[str, dict[str, ClientSocket]] = app["websockets"]
-        self.names = app[NAMES]
-        self.websocket = websocket
+        self.names, self.websocket = app[NAMES], websocket
         self.room, self.name = "default", ""
         while canonical_name(self.name) in self.names or not self.name:  # free in every room
             self.name = f"User{random.randrange(1000, 1_000_000)}"
 
     def enter(self) -> None:
-        """Take the name in the room. From now on, broadcasts reach the client."""
         self.rooms[self.room][self.name] = self.websocket
         self.names[canonical_name(self.name)].add(self.room)
 
@@ -163,9 +162,9 @@ def send(data: bytes, websockets: Collection["ClientSocket"]) -> None:
     asyncio.get_running_loop().call_soon(flush, empty)
 
 
-def flush(websockets: Collection["ClientSocket"]) -> None:
+def flush(websockets: list["ClientSocket"]) -> None:
     """Write outboxes. What many members of a busy room have said there is one write."""
-    for websocket in websockets:
+    for websocket in websockets[:MAX_WRITES]:
         try:
             transport, data = websocket.transport, b"".join(websocket.outbox)
             websocket.outbox.clear()
@@ -182,6 +181,8 @@ def flush(websockets: Collection["ClientSocket"]) -> None:
         except Exception:  # the others are written all the same
             logger.exception("Dropped a client, because writing to it failed")
             websocket.transport.abort()
+    if len(websockets) > MAX_WRITES:
+        asyncio.get_running_loop().call_soon(flush, websockets[MAX_WRITES:])
 
 
 class ClientSocket(web.WebSocketResponse):

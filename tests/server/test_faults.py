@@ -136,6 +136,7 @@ async def test_write_that_fails(
     write = Mock(wraps=sockets["Amy"].transport.write)
     monkeypatch.setattr(sockets["Amy"].transport, "write", write)
     monkeypatch.setattr(sockets["Bad"].transport, "write", Mock(side_effect=ZeroDivisionError))
+    monkeypatch.setattr(utils, "MAX_WRITES", 1)
     for number in range(3):
         utils.send(utils.encode(number), sockets.values())
     assert [await amy.receive() for _ in range(4)] == [0, 1, 2, left("math", "Bad", shame=True)]

@@ -121,8 +121,8 @@ async def serve_health(request: web.Request) -> web.Response:
 
 async def shutdown(app: web.Application) -> None:
     """Cancel all views. Each closes its WebSocket, and all wait for their clients together."""
-    app["websockets"].clear()  # everybody leaves, so nobody is sent who left
-    while views := app[VIEWS].copy():  # more than once, as a handshake may have been on its way
+    app["websockets"].clear()  # with no members in the rooms, no "left" is sent
+    while views := app[VIEWS].copy():  # again, because a handshake may have been on its way
         for view in views:
             view.cancel()
         await asyncio.wait(views)

@@ -18,7 +18,7 @@ from aiohttp import WSMessage, WSMsgType, web
 MAX_MESSAGE = 64 * 1024  # bytes of a message from a client; a larger one ends the connection
 MAX_RATE = 128 * 1024  # bytes a second that a client may send, after a burst of as many
 DELIVERY_RATE = 25 * 1024 * 1024  # bytes a second that the others may be sent because of a client
-MIN_COST = 512  # bytes that every message counts at least, and so does each of its deliveries
+MIN_COST = 512  # bytes that a message, or a delivery of one, counts as if it is shorter
 MAX_BACKLOG = 1024 * 1024  # bytes that may wait here for a client to read; then it is dropped
 MAX_WRITES = 100  # clients that are written to in one iteration of the event loop
 MAX_NAME = 32  # characters of a nickname or of a room's name
@@ -159,11 +159,11 @@ def send(data: bytes, websockets: Collection["ClientSocket"]) -> None:
     empty = [websocket for websocket in websockets if not websocket.outbox]
     for websocket in websockets:
         websocket.outbox.append(data)
-    asyncio.get_running_loop().call_soon(flush, empty)
+    asyncio.get_running_loop().call_soon(flush, empty)  # the others already wait for it
 
 
 def flush(websockets: list["ClientSocket"]) -> None:
-    """Write outboxes. What many members of a busy room have said there is one write."""
+    """Write outboxes. In a busy room, one write holds the messages of many members."""
     for websocket in websockets[:MAX_WRITES]:
         try:
             transport, data = websocket.transport, b"".join(websocket.outbox)
@@ -196,7 +196,7 @@ class ClientSocket(web.WebSocketResponse):
             heartbeat=HEARTBEAT,
             max_msg_size=MAX_MESSAGE + 1,  # aiohttp refuses messages of this size, too
             autoping=False,  # receive() answers pings; aiohttp would wait for the client to read
-            autoclose=False,  # so that `vanished` can tell a close frame from a lost connection
+            autoclose=False,  # so that `closed` is false after a close frame, see `vanished`
             compress=False,  # frame() does not compress; a connection that does takes 168 KiB
         )
         self.transport: Any = request.transport  # None if the client is gone: prepare() raises

@@ -272,7 +272,7 @@ async def main(options: argparse.Namespace) -> None:
             chat = console.chat = Chat(console, options)
             try:
                 return await chat.run()
-            except CONNECTION_ERRORS as error:  # ValueError: no JSON; AssertionError: //localhost
+            except CONNECTION_ERRORS as error:  # ValueError: not JSON; AssertionError: //localhost
                 reason = f"{type(error).__name__}: {error}"
                 if isinstance(error.__cause__, ConnectionRefusedError):
                     reason += " Is the server running?"
@@ -293,7 +293,7 @@ if __name__ == "__main__":
     parser.add_argument("--nick", help="the name to take")
     parser.add_argument("--room", default=START_ROOM, help="the room to join")
     parser.add_argument("--verbose", action="store_true", help="show every message")
-    parser.add_argument("--reconnect", action="store_true", help="connect again, when it ends")
+    parser.add_argument("--reconnect", action="store_true", help="connect again when disconnected")
     if not (sys.stdin and sys.stdout):
         sys.exit("client.py needs standard input and output (/dev/null is enough).")
     with contextlib.suppress(asyncio.CancelledError, KeyboardInterrupt):  # the user left

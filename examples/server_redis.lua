@@ -16,8 +16,8 @@ local function result(success, message)
   return {action = action, success = success, message = message}
 end
 
--- Add to the log: the response to the member, who is in this place from here on, and the
--- broadcast to the others in the room. Either may be nil.
+-- Add to the log: the member's place from here on, the response to the member, and the broadcast
+-- to the others in the room. Either message may be nil.
 local function log(place, response, broadcast)
   local users = broadcast and call('HLEN', 'chat:room:' .. place.room) or 0
   broadcast = broadcast and cjson.encode(broadcast) or ''
@@ -62,7 +62,7 @@ end
 
 local time = call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
-if action == 'begin' then  -- the process reads the log from here on; the value is its id of before
+if action == 'begin' then  -- the process reads the log from here on; the value is its former id
   remove(value, false)
   call('ZADD', 'chat:processes', now, process)
   local newest = call('XREVRANGE', 'chat:log', '+', '-', 'COUNT', 1)[1]

@@ -1,7 +1,7 @@
 """The same chat on many processes: Redis (or Valkey) stores who is in which room, and one log.
 
 A request is one step in Redis: it checks, changes, and adds to the log. Every process reads the
-log and sends its own members what is for them, responses included. So all have the same order. If
+log and sends its own members what is for them, responses included: all in the same order. If
 anything fails between a process and Redis, the process acts as if it had crashed: it disconnects
 its members, with 1012, and starts over, empty.
 """
@@ -112,7 +112,7 @@ class Process:
             del self.rooms[member.room]
 
     async def run(self, app: web.Application) -> AsyncIterator[None]:
-        """Live while the app is served. In the end, let all members leave that have not left."""
+        """Live while the app is served. Then let all members leave that have not left."""
         self.rooms = app["websockets"]  # room -> name -> WebSocket, for the members of this process
         life = asyncio.create_task(self.live())
         await self.tried.wait()

@@ -45,7 +45,7 @@ class User:
         self.rooms: defaultdict[str, dict[str, ClientSocket]] = app["websockets"]
         self.names, self.websocket = app[NAMES], websocket
         self.room, self.name = "default", ""
-        while canonical_name(self.name) in self.names or not self.name:  # free in every room
+        while not self.name or canonical_name(self.name) in self.names:  # free in every room
             self.name = f"User{random.randrange(1000, 1_000_000)}"
 
     def enter(self) -> None:
@@ -109,8 +109,8 @@ async def receive(websocket: "ClientSocket") -> AsyncIterator[WSMessage]:
         elif message.type is WSMsgType.PING:
             send(frame(data, WSMsgType.PONG), [websocket])
         websocket.pay(max(len(data), MIN_COST) / MAX_RATE)
-        # Only a client that sends too much waits here. But the others need even a sleep of no time,
-        # because `async for` does not pause while messages are waiting.
+        # A client that sends too much waits here. For others this takes no time, but lets all tasks
+        # run: `async for` does not pause while messages are waiting.
         await asyncio.sleep(websocket.paid_until - time.monotonic())
 
 
@@ -120,7 +120,7 @@ def read_json(message: WSMessage) -> Any:
         raise InvalidRequest("Send JSON in a text frame, not in a binary one.")
     try:
         value = json.loads(message.data)
-        encode([value])  # Python also reads NaN, and 1e999 as infinity; a browser could not
+        encode([value])  # fails for NaN, 1e999 (infinity), and what a response would nest too deep
     except (ValueError, RecursionError) as error:  # the latter for deep nesting
         raise InvalidRequest(f"This is not valid JSON: {error}.") from None
     return value

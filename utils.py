@@ -18,7 +18,7 @@ from aiohttp import WSMessage, WSMsgType, web
 MAX_MESSAGE = 64 * 1024  # bytes of a message from a client; a larger one ends the connection
 MAX_RATE = 128 * 1024  # bytes a second that a client may send, after a burst of as many
 DELIVERY_RATE = 25 * 1024 * 1024  # bytes a second that the others may be sent because of a client
-MIN_COST = 512  # bytes that a message, or a delivery of one, counts as if it is shorter
+MIN_COST = 512  # bytes: a shorter message counts as so many, and so does each of its deliveries
 MAX_BACKLOG = 1024 * 1024  # bytes that may wait here for a client to read; then it is dropped
 MAX_WRITES = 100  # clients that are written to in one iteration of the event loop
 MAX_NAME = 32  # characters of a nickname or of a room's name
@@ -159,7 +159,7 @@ def send(data: bytes, websockets: Collection["ClientSocket"]) -> None:
     empty = [websocket for websocket in websockets if not websocket.outbox]
     for websocket in websockets:
         websocket.outbox.append(data)
-    asyncio.get_running_loop().call_soon(flush, empty)  # the others already wait for it
+    asyncio.get_running_loop().call_soon(flush, empty)  # the others are scheduled already
 
 
 def flush(websockets: list["ClientSocket"]) -> None:

@@ -9,23 +9,20 @@ import pytest
 from aiohttp import web
 
 import utils
-from server import init_app
 from tests.helpers import Join, Server, valkey_server
 from tests.server.helpers import Chat
 
 REDIS = pytest.mark.needs("redis")
 
 
-@pytest.fixture(params=["server", pytest.param("server_redis", marks=REDIS)])
+@pytest.fixture(params=["server", pytest.param("examples.server_redis", marks=REDIS)])
 async def app(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> web.Application:
     """The plain server, and the one whose rooms are in Redis: it is the same chat."""
-    if request.param == "server":
-        return await init_app()
-    if request.param == "server_redis":
+    if request.param == "examples.server_redis":
         url = request.getfixturevalue("engine")
         importlib.import_module("redis").Redis.from_url(url).flushall()
         monkeypatch.setenv("REDIS_URL", url)
-    app = importlib.import_module(f"examples.{request.param}").init_app()
+    app = importlib.import_module(request.param).init_app()
     return app if isinstance(app, web.Application) else await app
 
 

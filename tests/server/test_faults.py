@@ -5,6 +5,7 @@ import json
 import re
 import socket
 import sys
+import time
 from typing import Any
 from unittest.mock import Mock
 
@@ -14,14 +15,11 @@ import server
 import utils
 from tests.helpers import TIMEOUT, Join, Member, StartServer, eventually
 from tests.helpers import left, said, succeeded
-from tests.server.helpers import Chat, frame, longest_run
+from tests.server.helpers import Chat, frame, longest_run, see_visit
 
-FLOODS = {
-    "responses": frame(1, json.dumps({"action": "chat_message", "message": "x" * 1_000}).encode()),
-    "refusals": frame(1, json.dumps({"action": "x" * 1_000}).encode()),
-    "pongs": frame(9, b"x" * 125),
-    "echo": frame(1, b'"' + b"x" * 1_000 + b'"'),
-}
+FLOODS = {"pongs": frame(9, b"x" * 125), "echo": frame(1, b'"' + b"x" * 1_000 + b'"')}
+FLOODS["responses"] = frame(1, json.dumps(said("me", "x" * 1_000)).encode())
+FLOODS["refusals"] = frame(1, json.dumps({"action": "x" * 1_000}).encode())
 
 
 async def is_dropped(member: Member, data: bytes) -> None:
@@ -73,30 +71,32 @@ async def test_end_of_a_client_that_does_not_read(
         await lazy.send(action="chat_message", message="x" * 10_000)
     lazy.transport.write(last_frame)
     await eventually(lambda: not chat.who())
-    slow = await chat.join(path="echo")  # it does not respond to its close frame at once
+    slow = await chat.join()  # it does not respond to its close frame at once
+    chat.app["websockets"]["default"][slow.user].outbox.append(utils.encode("before"))
     ending = asyncio.create_task(chat.app.shutdown())
     late = await chat.join(path="echo")
+    assert await slow.receive() == "before"
     assert await late.close_code() == await slow.close_code() == 1001
     await asyncio.wait_for(ending, TIMEOUT)
     await is_dropped(lazy, b"x")
 
 
-@pytest.mark.parametrize(
-    ("limit", "rate", "body"),
-    [
-        # 100, 4 and 30 seconds for each, after a burst of one second
-        ("DELIVERY_RATE", utils.MIN_COST / 100, said("Bob", "x")),
-        ("DELIVERY_RATE", utils.MIN_COST / 100, {"action": "user_list", "room": "math"}),
-        ("MAX_RATE", utils.MIN_COST / 4, {"action": "user_list", "room": "x"}),  # fewer bytes
-        ("MAX_RATE", utils.MIN_COST * 4, said("Bob", "x" * 60_000)),
-    ],
-)
+# A limit, a rate, and a request that costs 2, 100, 4 and 30 seconds then, after a burst of one.
+COSTS = [("DELIVERY_RATE", utils.MIN_COST / 2, said("Bob", "x"))]  # in bytes, a quarter of a second
+COSTS += [("DELIVERY_RATE", utils.MIN_COST / 100, {"action": "user_list", "room": "math"})]
+COSTS += [("MAX_RATE", utils.MIN_COST / 4, {"action": "user_list", "room": "x"})]  # fewer bytes
+COSTS += [("MAX_RATE", utils.MIN_COST * 4, said("Bob", "x" * 60_000))]
+
+
+@pytest.mark.parametrize(("limit", "rate", "body"), COSTS)
 async def test_client_pays(
     chat: Chat, monkeypatch: pytest.MonkeyPatch, limit: str, rate: float, body: dict[str, str]
 ) -> None:
     """Bob waits before his next requests, because of what he sends and of what that causes."""
     bob, amy = await chat.join("Bob", "math"), await chat.join("Amy", "math")
     await bob.catch_up()
+    burst = time.monotonic() - chat.app["websockets"]["math"]["Bob"].paid_until
+    assert burst > 0.9
     for module in {utils, server, sys.modules.get("examples.server_redis", utils)}:
         monkeypatch.setattr(module, limit, rate, raising=False)
     for _ in range(3):
@@ -131,18 +131,33 @@ async def test_write_that_fails(
     chat: Chat, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The others receive this message and the next one, each in one write."""
-    _, amy = await chat.join("Bad", "math"), await chat.join("Amy", "math")
+    *_, eve = [await chat.join(nick, "math") for nick in ("Amy", "Bad", "Eve")]
     sockets = chat.app["websockets"]["math"]
     write = Mock(wraps=sockets["Amy"].transport.write)
     monkeypatch.setattr(sockets["Amy"].transport, "write", write)
     monkeypatch.setattr(sockets["Bad"].transport, "write", Mock(side_effect=ZeroDivisionError))
-    monkeypatch.setattr(utils, "MAX_WRITES", 1)
+    monkeypatch.setattr(utils, "MAX_WRITES", 2)
     for number in range(3):
         utils.send(utils.encode(number), sockets.values())
-    assert [await amy.receive() for _ in range(4)] == [0, 1, 2, left("math", "Bad", shame=True)]
+    assert [await eve.receive() for _ in range(4)] == [0, 1, 2, left("math", "Bad", shame=True)]
     assert write.call_count == 2
     assert caplog.text.count("Traceback") == caplog.text.count("ZeroDivisionError") == 1
     caplog.clear()  # there is nothing else in it
+
+
+async def test_early_end(aiohttp_client: Any, join: Join, monkeypatch: Any, caplog: Any) -> None:
+    """aiohttp's own test server cancels a view when its client hangs up; a bug ends one, too."""
+    url = (await aiohttp_client(await server.init_app())).make_url("/")
+    witness, killed = await join(url), await join(url)
+    killed.vanish()
+    await see_visit(witness, killed.user, shame=True)
+    unlucky = await join(url)
+    monkeypatch.setattr(utils.User, "change_nick", None)
+    await unlucky.send(action="set_nick", nick="Bob")
+    assert await unlucky.close_code() == 1001
+    await see_visit(witness, unlucky.user, shame=False)
+    server.LogFilter().filter(caplog.records[0])
+    assert caplog.records[0].exc_info  # its traceback is logged
 
 
 async def test_no_more_files(start_server: StartServer, join: Join) -> None:

@@ -35,10 +35,10 @@ def connect(port: int) -> socket.socket:
     return plain
 
 
-async def fetch(chat: Chat, path: str, headers: dict[str, str], method: str = "GET") -> str:
+async def fetch(chat: Chat, path: str, headers: dict[str, str]) -> str:
     """Send a request and return the whole response: after a handshake, its headers."""
     reader, writer = await asyncio.open_connection(chat.url.host, chat.url.port)
-    writer.write(request(path, headers, method))
+    writer.write(request(path, headers))
     async with asyncio.timeout(TIMEOUT):
         response = await reader.readuntil(b"\r\n\r\n")
         if size := re.search(rb"Content-Length: (\d+)", response):
@@ -58,7 +58,6 @@ async def test_request_that_is_not_a_handshake(chat: Chat, path: str) -> None:
     for name, value in (("Key", "\xff" * 24), ("Key", ""), ("Key", "short"), ("Version", "99")):
         response = await fetch(chat, path, HANDSHAKE | {f"Sec-WebSocket-{name}": value})
         assert re.match(r"HTTP/1\.1 4(00|26) ", response)
-    assert "HTTP/1.1 405 " in await fetch(chat, path, HANDSHAKE, "POST")
     assert chat.who() == {}
 
 
@@ -70,7 +69,7 @@ nas.home.arpa chat.test AMYS-LAPTOP.school.example.:8080 one.example two.example
 # These names could lead to this machine, too: DNS rebinding.
 STRANGE = """\
 evil.example evil.example:8080 evil.example. localhost.evil.example 127.0.0.1.evil.example
-amys-laptop.evil.example school.example test.example 1.1.1.1.x evillocalhost.example""".split()
+amys-laptop.evil.example school.example test.example 1.1.1.1.x one.example.evil.example""".split()
 # Origins and hosts. A browser leaves out the usual port, and a proxy may add it.
 OWN = [(f"http://{host.removesuffix(':80')}", host) for host in TRUSTED]
 OWN += [(f"https://{host}", host) for host in TRUSTED]
@@ -133,17 +132,12 @@ async def test_clients_that_vanish_in_the_handshake(start_server: StartServer, j
     await join(server.url)  # after all of them
 
 
-NONSENSE = [
-    b"GET / HTTP/9.9\r\n\r\n",
-    b"\x16\x03\x01\r\n\r\n",
-    request("", {"Content-Length": "x"}),
-    request("", {"A": "x" * 9_000}),
-    request("", {f"A{number}": "x" for number in range(200)}),
-    b"CONNECT foo:80 HTTP/1.1\r\nHost: x\r\n\r\n" + b"x" * 100_000,
-    request("", {"Expect": "\xff"}),
-    request("", {"If-Modified-Since": f"Mon, 01 Jan {'9' * 22} 00:00:00 GMT"}),
-    request("", {"Content-Encoding": "gzip", "Content-Length": "4"}, "POST") + b"odd!",
-]
+NONSENSE = [b"GET / HTTP/9.9\r\n\r\n", b"\x16\x03\x01\r\n\r\n", request("", {"Expect": "\xff"})]
+NONSENSE += [request("", {"Content-Length": "x"}), request("", {"A": "x" * 9_000})]
+NONSENSE += [request("", {f"A{number}": "x" for number in range(200)})]
+NONSENSE += [request("", {"If-Modified-Since": f"Mon, 01 Jan {'9' * 22} 00:00:00 GMT"})]
+NONSENSE += [b"CONNECT foo:80 HTTP/1.1\r\nHost: x\r\n\r\n" + b"x" * 100_000]
+NONSENSE += [request("", {"Content-Encoding": "gzip", "Content-Length": "4"}, "POST") + b"odd!"]
 
 
 def test_strangers_cannot_fill_the_log(start_server: StartServer) -> None:
@@ -185,16 +179,11 @@ async def test_log(start: StartServer, join: Join, options: tuple[str, ...]) -> 
     await eventually(lambda: "True" in server.log)
     bodies = [ast.literal_eval(text) for text in re.findall("{.*}", server.log)]
     first_name = bodies[0]["user"]
-    assert bodies == [
-        joined("default", first_name),
-        renamed("default", first_name, "Bob"),
-        left("default", "Bob", shame=False),
-        joined("math", "Bob"),
-        *([said("Bob", secret)] if options else []),
-        left("math", "Bob", shame=False),
-        joined("default", amy.user),
-        left("default", amy.user, shame=True),
-    ]
+    story = [joined("default", first_name), renamed("default", first_name, "Bob")]
+    story += [left("default", "Bob", shame=False), joined("math", "Bob")]
+    story += [said("Bob", secret)] if options else []
+    story += [left("math", "Bob", shame=False), joined("default", amy.user)]
+    assert bodies == [*story, left("default", amy.user, shame=True)]
     assert r"\x1b[2J \ud800" in server.log or not options
 
 
@@ -214,4 +203,4 @@ async def test_shutdown(start: StartServer, join: Join) -> None:
     assert await asyncio.to_thread(server.process.wait, 8) == 0  # 2 seconds, and slack
     assert await silent.close_code() == 1001
     lazy.close()
-    assert "True" not in server.log
+    assert not re.search("True|Traceback", server.log)

@@ -109,6 +109,7 @@ async def test_redis_that_fails(
     near, far = processes = [start_server(), start_server()]
     members = [await join(process.url, f"Member {process.port}") for process in processes]
     crowd = [await join(near.url) for _ in range(90)]
+    slow = await join(near.url)  # it does not respond to its close frame, and leaves 2 s later
     if fault == "old snapshot":
         redis.save()
     if fault == "flushed":
@@ -132,6 +133,7 @@ async def test_redis_that_fails(
             own_engine._process.send_signal(signal.SIGCONT)
         else:
             own_engine.start()
+    await eventually(slow.transport.is_closing)
     # Everybody can come again, on the other process, too: no ghost has kept a name.
     for process in processes:
         await wait_until(process, 200)

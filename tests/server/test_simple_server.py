@@ -12,7 +12,7 @@ from tests.helpers import joined, listed, refused, said, succeeded
 from tests.server.helpers import Chat, longest_run, renamed
 
 pytestmark = [
-    pytest.mark.parametrize("app", ["simple_server"], indirect=True),
+    pytest.mark.parametrize("app", ["examples.simple_server"], indirect=True),
     pytest.mark.filterwarnings("ignore::aiohttp.web.NotAppKeyWarning"),
 ]
 

@@ -149,7 +149,7 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
     """Run the whole suite in parallel; a part that is asked for by name is faster without."""
     is_whole = config.args_source is pytest.Config.ArgsSource.TESTPATHS
     if is_whole and not hasattr(config, "workerinput") and config.option.numprocesses is None:
-        config.option.numprocesses, config.option.maxprocesses = "auto", 4
+        config.option.numprocesses = 4  # even with two cores, because tests wait a lot
 
 
 # The packages of a group, or programs of the system, which .ci/run installs.

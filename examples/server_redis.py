@@ -201,9 +201,10 @@ class Process:
             send(frame(response.encode(errors="backslashreplace")), [member.websocket])
             member.responded.set()
         if broadcast and sender.startswith(self.id):
-            body = json.loads(broadcast)
-            level = logging.DEBUG if body["action"] == "chat_message" else logging.INFO
-            logger.log(level, "%s", body)
+            # In a name or a message, these quotes would be escaped.
+            level = logging.DEBUG if '"action":"chat_message"' in broadcast else logging.INFO
+            if logger.isEnabledFor(level):
+                logger.log(level, "%s", json.loads(broadcast))
         if broadcast and room in self.rooms:
             others = [websocket for user, websocket in self.rooms[room].items() if user != name]
             send(frame(broadcast.encode(errors="backslashreplace")), others)
